@@ -1,0 +1,109 @@
+"""Every number that an operator or a test may turn, with its default and its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster_core.errors import InvalidRequest
+
+__all__ = ["ClusterConfig", "LimitConfig", "MembershipConfig", "RaftConfig", "ReplicationConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaftConfig:
+    """Timing and flow control of every Raft group. Times count in ticks of ``tick_ms``."""
+
+    tick_ms: int = 100
+    heartbeat_ticks: int = 1
+    election_ticks: int = 10
+    """A follower campaigns after 10 to 20 ticks of silence: 1 to 2 s, etcd's order of magnitude."""
+    failover_delay_ms_max: int = 60
+    """After a broken stream a follower pre-votes within this time; random, so that one of two wins."""
+    append_bytes_max: int = 1 << 20
+    inflight_messages_max: int = 256
+    inflight_bytes_max: int = 8 << 20
+    uncommitted_bytes_max: int = 16 << 20
+    """Proposals of one group beyond this are refused as overloaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MembershipConfig:
+    """Failure detection. It informs status and events; it never moves data by itself."""
+
+    heartbeat_interval_ms: int = 250
+    suspect_after_ms: int = 1_000
+    """Silence after which a node is suspected."""
+    fail_after_ms: int = 5_000
+    """Silence after which a node is called failed."""
+    forming_retry_ms: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicationConfig:
+    """Transactions and replicas."""
+
+    coordinator_silence_ms: int = 1_000
+    """How long an intent's coordinator may be silent before somebody else decides for it."""
+    sweep_interval_ms: int = 500
+    dedupe_retention_ms: int = 3_600_000
+    dedupe_entries_max: int = 100_000
+    """Per partition; beyond it a request with an Idempotency-Key is refused as overloaded."""
+    transaction_horizon_ms: int = 600_000
+    """A prepare or staging that began longer ago is refused, so refusals can be forgotten."""
+    clock_ceiling_ahead_ms: int = 3_000
+    """The clock's ceiling is persisted this far ahead, so that it seldom costs a sync."""
+    clock_offset_ms_max: int = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitConfig:
+    """Bounds on what one request may ask; each has its own clear error."""
+
+    body_bytes_max: int = 16 << 20
+    entity_bytes_max: int = 1 << 20
+    property_count_max: int = 1_000
+    property_name_bytes_max: int = 256
+    label_count_max: int = 100
+    label_bytes_max: int = 256
+    batch_operations_max: int = 10_000
+    detach_edges_max: int = 10_000
+    inflight_requests_max: int = 4_096
+    """Writes of this node that wait for their outcome; beyond it 503 overloaded."""
+    timeout_ms: int = 5_000
+    timeout_ms_max: int = 60_000
+    query_rows_max: int = 10_000
+    query_depth_max: int = 50
+    query_visited_max: int = 1_000_000
+    query_scanned_max: int = 5_000_000
+    query_bytes_max: int = 32 << 20
+    event_queue_max: int = 10_000
+    """Messages that wait for one WebSocket reader; beyond it the reader is closed with 1013."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """The configuration of one node. ``partition_count`` and ``replication_factor`` found a cluster
+    and are remembered by it; a node that joins takes them from the cluster."""
+
+    replication_factor: int = 3
+    partition_count: int = 64
+    virtual_nodes: int = 100
+    zone: str | None = None
+    raft: RaftConfig = field(default_factory=RaftConfig)
+    membership: MembershipConfig = field(default_factory=MembershipConfig)
+    replication: ReplicationConfig = field(default_factory=ReplicationConfig)
+    limits: LimitConfig = field(default_factory=LimitConfig)
+
+    def __post_init__(self) -> None:
+        problems = [
+            {"where": name, "why": why}
+            for name, why, bad in (
+                ("replication_factor", "must be 1 to 7", not 1 <= self.replication_factor <= 7),
+                ("partition_count", "must be 1 to 1024", not 1 <= self.partition_count <= 1024),
+                ("virtual_nodes", "must be 1 to 1000", not 1 <= self.virtual_nodes <= 1000),
+            )
+            if bad
+        ]
+        if problems:
+            detail = "; ".join(f"{p['where']} {p['why']}" for p in problems)
+            raise InvalidRequest(detail, errors=problems)

@@ -1,0 +1,145 @@
+"""Where everything lives: the keys of both column families.
+
+Every key of a replica starts with its 2-byte group id, so a replica is one contiguous range per
+family: a snapshot is a range scan, a removal one range delete. After the group comes one byte for
+the table. Keys of versioned tables end in the inverted timestamp of the write, so that the newest
+version sorts first; a version with an empty value is a tombstone.
+
+========  =====================================  ==========================================
+table     key after the group                    value
+========  =====================================  ==========================================
+ENTITY    digest                          ~ts    record of the entity (``graph/records.py``)
+OUT       source · label · 0 · edge       ~ts    target digest
+IN        target · label · 0 · edge       ~ts    source digest
+VERSION   version digest                         entity digest + timestamp (not versioned)
+CHANGE    timestamp · entity digest              kind of change + version digest
+DEDUPE    request nonce                          fingerprint + result
+INTENT    transaction id                         intent
+RECORD    transaction id                         transaction record
+REFUSAL   transaction id                         begin timestamp
+STATE     name                                   applied index and the like
+========  =====================================  ==========================================
+
+Key building is hot, so these functions work on bytes only.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+from cluster_core.types import Digest, GroupId, Timestamp
+
+_GROUP: Final = Struct(">H").pack
+_U64: Final = Struct(">Q").pack
+_unpack_u64: Final = Struct(">Q").unpack_from
+
+TIMESTAMP_MAX: Final = (1 << 64) - 1
+
+ENTITY: Final = b"E"
+OUT: Final = b"O"
+IN: Final = b"I"
+VERSION: Final = b"V"
+CHANGE: Final = b"C"
+DEDUPE: Final = b"D"
+INTENT: Final = b"K"
+RECORD: Final = b"T"
+REFUSAL: Final = b"R"
+STATE: Final = b"S"
+
+LOG: Final = b"L"
+"""Raft family: log entries, ``group · L · index``."""
+HARD_STATE: Final = b"H"
+"""Raft family: term and vote, ``group · H``."""
+
+NODE_SCOPE: Final = b"\xff\xff"
+"""Raft family: what belongs to the node and to no group (store id, founding, clock ceiling)."""
+
+
+def group_prefix(group: GroupId) -> bytes:
+    return _GROUP(group)
+
+
+def table_prefix(group: GroupId, table: bytes) -> bytes:
+    return _GROUP(group) + table
+
+
+def after(prefix: bytes) -> bytes:
+    """The smallest key that is greater than every key with ``prefix``."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes((trimmed[-1] + 1,)) if trimmed else b"\xff" * 64
+
+
+def entity(group: GroupId, digest: Digest) -> bytes:
+    return _GROUP(group) + ENTITY + digest
+
+
+def out_prefix(group: GroupId, source: Digest, label: str | None = None) -> bytes:
+    """All out-edges of ``source``, or those with ``label``."""
+    prefix = _GROUP(group) + OUT + source
+    return prefix if label is None else prefix + label.encode() + b"\0"
+
+
+def in_prefix(group: GroupId, target: Digest, label: str | None = None) -> bytes:
+    """All in-edges of ``target``, or those with ``label``."""
+    prefix = _GROUP(group) + IN + target
+    return prefix if label is None else prefix + label.encode() + b"\0"
+
+
+def out_edge(group: GroupId, source: Digest, label: str, edge: Digest) -> bytes:
+    return _GROUP(group) + OUT + source + label.encode() + b"\0" + edge
+
+
+def in_edge(group: GroupId, target: Digest, label: str, edge: Digest) -> bytes:
+    return _GROUP(group) + IN + target + label.encode() + b"\0" + edge
+
+
+def split_adjacency(user_key: bytes) -> tuple[str, Digest]:
+    """Label and edge digest of an OUT or IN key without its timestamp."""
+    return user_key[35:-33].decode(), user_key[-32:]
+
+
+def version(group: GroupId, digest: Digest) -> bytes:
+    return _GROUP(group) + VERSION + digest
+
+
+def change(group: GroupId, timestamp: Timestamp, digest: Digest) -> bytes:
+    return _GROUP(group) + CHANGE + _U64(timestamp) + digest
+
+
+def dedupe(group: GroupId, nonce: bytes) -> bytes:
+    return _GROUP(group) + DEDUPE + nonce
+
+
+def intent(group: GroupId, transaction: bytes) -> bytes:
+    return _GROUP(group) + INTENT + transaction
+
+
+def record(group: GroupId, transaction: bytes) -> bytes:
+    return _GROUP(group) + RECORD + transaction
+
+
+def refusal(group: GroupId, transaction: bytes) -> bytes:
+    return _GROUP(group) + REFUSAL + transaction
+
+
+def state(group: GroupId, name: bytes) -> bytes:
+    return _GROUP(group) + STATE + name
+
+
+def versioned(user_key: bytes, timestamp: Timestamp) -> bytes:
+    """The key of the version of ``user_key`` that was written at ``timestamp``."""
+    return user_key + _U64(TIMESTAMP_MAX - timestamp)
+
+
+def split_version(key: bytes) -> tuple[bytes, Timestamp]:
+    """The key without its timestamp, and the timestamp."""
+    return key[:-8], TIMESTAMP_MAX - _unpack_u64(key, len(key) - 8)[0]
+
+
+def log_entry(group: GroupId, index: int) -> bytes:
+    return _GROUP(group) + LOG + _U64(index)
+
+
+def hard_state(group: GroupId) -> bytes:
+    return _GROUP(group) + HARD_STATE
