@@ -11,8 +11,9 @@ table     key after the group                    value
 ENTITY    digest                          ~ts    record of the entity (``graph/records.py``)
 OUT       source · label · 0 · edge       ~ts    target digest
 IN        target · label · 0 · edge       ~ts    source digest
-VERSION   version digest                         entity digest + timestamp (not versioned)
-CHANGE    timestamp · entity digest              kind of change + version digest
+VERSION   version digest                         entity digest; later versions than the first,
+                                                 whose digest is the entity's
+CHANGE    timestamp · entity digest              change (``graph/parts.py``)
 DEDUPE    request nonce                          fingerprint + result
 INTENT    transaction id                         intent
 RECORD    transaction id                         transaction record

@@ -1,0 +1,301 @@
+"""evaluate(part, view) -> Outcome: what a part of an operation changes in its partition.
+
+Pure: it reads the view, returns mutations, and touches nothing. It runs once, at the partition's
+leader, under the locks of :func:`~cluster_core.graph.parts.locks_of`. Every outcome is a function
+of the part and of what the view shows under those locks; commit timestamps are not needed, since a
+record says "when it was written" by leaving its time out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple, NoReturn
+
+from cluster_core.config import LimitConfig
+from cluster_core.errors import Conflict, HasEdges, NotFound, PreconditionFailed
+from cluster_core.graph.blocks import (
+    decode_block,
+    digest_of,
+    encode_content,
+    linked_digest,
+    next_block,
+)
+from cluster_core.graph.cid import cid_text
+from cluster_core.graph.decompose import adjacency_digest, decompose, read_adjacency
+from cluster_core.graph.operations import check_size
+from cluster_core.graph.parts import (
+    Answer,
+    Change,
+    ChangeEdge,
+    ChangeVertex,
+    DropEdge,
+    DropEdgeIn,
+    DropVertex,
+    LockKind,
+    Outcome,
+    Part,
+    PutEdge,
+    PutEdgeIn,
+    PutVertex,
+    View,
+    locks_of,
+)
+from cluster_core.graph.records import (
+    EDGE,
+    VERTEX,
+    encode_record,
+    record_block,
+    record_created_at,
+    record_kind,
+    record_version,
+)
+from cluster_core.graph.values import Value, invalid
+from cluster_core.storage import keys
+from cluster_core.types import Digest, Timestamp
+
+__all__ = ["LockKind", "Outcome", "Part", "View", "decompose", "evaluate", "locks_of"]
+
+_DEFAULT_LIMITS: Final = LimitConfig()
+_TOMBSTONE: Final = b""
+_NAMES: Final = {VERTEX: "node", EDGE: "edge"}
+
+
+def evaluate(part: Part, view: View, limits: LimitConfig = _DEFAULT_LIMITS) -> Outcome:
+    """What ``part`` does to the partition that ``view`` shows.
+
+    Raises NotFound, PreconditionFailed (with the ``version`` that the entity has), HasEdges,
+    InvalidRequest or TooLarge (an update that makes the entity too large), and Conflict when the
+    graph is no longer as the decomposition saw it: decompose anew.
+    """
+    match part:
+        case PutVertex():
+            return _put_vertex(part, view)
+        case PutEdge():
+            return _put_edge(part, view)
+        case PutEdgeIn():
+            return _put_edge_in(part, view)
+        case ChangeVertex():
+            return _change_vertex(part, view, limits)
+        case ChangeEdge():
+            return _change_edge(part, view, limits)
+        case DropVertex():
+            return _drop_vertex(part, view, limits)
+        case DropEdge():
+            return _drop_edge(part, view)
+        case DropEdgeIn():
+            return _drop_edge_in(part, view)
+
+
+# Creations
+
+
+def _put_vertex(part: PutVertex, view: View) -> Outcome:
+    digest = part.digest
+    key = keys.entity(view.group, digest)
+    if part.check:
+        earlier = view.newest(key)
+        if earlier is not None:
+            return _repeated(part, earlier)
+    return Outcome(
+        locks=locks_of(part),
+        writes=[(key, encode_record(VERTEX, digest, 0, part.block))],
+        change=Change("create_node", digest, digest, part.labels),
+        answer=Answer(digest, digest, True),
+    )
+
+
+def _put_edge(part: PutEdge, view: View) -> Outcome:
+    digest, group = part.digest, view.group
+    key = keys.entity(group, digest)
+    if part.check:
+        earlier = view.newest(key)
+        if earlier is not None:
+            return _repeated(part, earlier)
+    _require_vertex(view, part.source, "source")
+    return Outcome(
+        locks=locks_of(part),
+        writes=[
+            (key, encode_record(EDGE, digest, 0, part.block)),
+            (keys.out_edge(group, part.source, part.label, digest), part.target),
+        ],
+        change=Change("create_edge", digest, digest, (part.label,)),
+        answer=Answer(digest, digest, True),
+    )
+
+
+def _put_edge_in(part: PutEdgeIn, view: View) -> Outcome:
+    key = keys.in_edge(view.group, part.target, part.label, part.digest)
+    if part.check and view.newest(key) is not None:
+        return Outcome(locks=locks_of(part), repeated=True)
+    _require_vertex(view, part.target, "target")
+    return Outcome(locks=locks_of(part), writes=[(key, part.source)])
+
+
+def _repeated(part: PutVertex | PutEdge, earlier: tuple[Timestamp, bytes]) -> Outcome:
+    """The first answer once more. Of a deleted entity only the time of its deletion is known."""
+    timestamp, record = earlier
+    created_at = record_created_at(record, timestamp) if record else timestamp
+    return Outcome(
+        locks=locks_of(part),
+        answer=Answer(part.digest, part.digest, True, created_at),
+        repeated=True,
+    )
+
+
+def _require_vertex(view: View, digest: Digest, end: str) -> None:
+    found = view.newest(keys.entity(view.group, digest))
+    if found is None or not found[1] or record_kind(found[1]) != VERTEX:
+        cid = cid_text(digest)
+        raise NotFound(f"there is no node {cid}, the {end} of the edge", cid=cid, end=end)
+
+
+# Updates
+
+
+class _Live(NamedTuple):
+    """The newest version of an entity that lives."""
+
+    timestamp: Timestamp
+    record: bytes
+    version: Digest
+
+
+def _change_vertex(part: ChangeVertex, view: View, limits: LimitConfig) -> Outcome:
+    live = _require_live(view, VERTEX, part.digest, part.if_version)
+    before = decode_block(record_block(live.record))
+    after = before | {"properties": _merge(before["properties"], part.properties, limits)}
+    if part.labels is not None:
+        after["labels"] = sorted(set(part.labels))
+    return _change(part, view, live, before, after, limits)
+
+
+def _change_edge(part: ChangeEdge, view: View, limits: LimitConfig) -> Outcome:
+    live = _require_live(view, EDGE, part.digest, part.if_version)
+    before = decode_block(record_block(live.record))
+    after = before | {"properties": _merge(before["properties"], part.properties, limits)}
+    return _change(part, view, live, before, after, limits)
+
+
+def _merge(
+    properties: dict[str, Value], changes: dict[str, Value], limits: LimitConfig
+) -> dict[str, Value]:
+    merged = properties | changes
+    for name, value in changes.items():
+        if value is None:
+            del merged[name]
+    if len(merged) > limits.property_count_max:
+        why = f"would be {len(merged)}, at most {limits.property_count_max} are allowed"
+        raise invalid([{"where": "properties", "why": why}])
+    return merged
+
+
+def _change(
+    part: ChangeVertex | ChangeEdge,
+    view: View,
+    live: _Live,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    limits: LimitConfig,
+) -> Outcome:
+    """The next version, or none when nothing changes: contents are compared as blocks are, since
+    Python takes 1, 1.0 and True for equal."""
+    digest = part.digest
+    if encode_content(after) == encode_content(before):
+        answer = Answer(digest, live.version, False, live.timestamp)
+        return Outcome(locks=locks_of(part), answer=answer)
+    block = next_block(after, digest, live.version)
+    check_size(block, limits)
+    version = digest_of(block)
+    kind = record_kind(live.record)
+    record = encode_record(kind, version, record_created_at(live.record, live.timestamp), block)
+    change = (
+        Change("update_node", digest, version, tuple(after["labels"]))
+        if kind == VERTEX
+        else Change("update_edge", digest, version, (after["label"],))
+    )
+    return Outcome(
+        locks=locks_of(part),
+        writes=[(keys.entity(view.group, digest), record)],
+        pointers=[(keys.version(view.group, version), digest)],
+        change=change,
+        answer=Answer(digest, version, False),
+    )
+
+
+# Deletions
+
+
+def _drop_vertex(part: DropVertex, view: View, limits: LimitConfig) -> Outcome:
+    digest = part.digest
+    live = _require_live(view, VERTEX, digest, part.if_version)
+    if part.adjacency is None:
+        _require_no_edges(view, digest)
+    else:
+        seen = read_adjacency(view, digest, limits.detach_edges_max)
+        if adjacency_digest(*seen) != part.adjacency:
+            _conflict(f"the edges of node {cid_text(digest)} changed meanwhile")
+    labels = decode_block(record_block(live.record))["labels"]
+    return Outcome(
+        locks=locks_of(part),
+        writes=[(keys.entity(view.group, digest), _TOMBSTONE)],
+        change=Change("delete_node", digest, None, tuple(labels)),
+        answer=Answer(digest, live.version, False),
+    )
+
+
+def _require_no_edges(view: View, digest: Digest) -> None:
+    prefixes = (keys.out_prefix(view.group, digest), keys.in_prefix(view.group, digest))
+    if any(view.scan_newest(prefix, 1) for prefix in prefixes):
+        cid = cid_text(digest)
+        raise HasEdges(f"node {cid} has edges; detach deletes them with it", cid=cid)
+
+
+def _drop_edge(part: DropEdge, view: View) -> Outcome:
+    digest, group = part.digest, view.group
+    try:
+        live = _require_live(view, EDGE, digest, part.if_version)
+    except NotFound:
+        if part.detached:
+            _conflict(f"edge {cid_text(digest)} was deleted meanwhile")
+        raise
+    content = decode_block(record_block(live.record))
+    ends = linked_digest(content["source"]), linked_digest(content["target"])
+    if (part.label, part.source, part.target) != (content["label"], *ends):
+        _conflict(f"edge {cid_text(digest)} was created meanwhile")
+    return Outcome(
+        locks=locks_of(part),
+        writes=[
+            (keys.entity(group, digest), _TOMBSTONE),
+            (keys.out_edge(group, part.source, part.label, digest), _TOMBSTONE),
+        ],
+        change=Change("delete_edge", digest, None, (part.label,)),
+        answer=None if part.detached else Answer(digest, live.version, False),
+    )
+
+
+def _drop_edge_in(part: DropEdgeIn, view: View) -> Outcome:
+    """Whether the edge is there is decided by the half that has its record."""
+    key = keys.in_edge(view.group, part.target, part.label, part.digest)
+    return Outcome(locks=locks_of(part), writes=[(key, _TOMBSTONE)])
+
+
+# What must hold
+
+
+def _require_live(view: View, kind: int, digest: Digest, if_version: Digest | None) -> _Live:
+    found = view.newest(keys.entity(view.group, digest))
+    cid = cid_text(digest)
+    if found is None or not found[1]:
+        raise NotFound(f"there is no {_NAMES[kind]} {cid}", cid=cid)
+    timestamp, record = found
+    if record_kind(record) != kind:
+        other = _NAMES[record_kind(record)]
+        raise NotFound(f"{cid} is no {_NAMES[kind]} but an {other}", cid=cid)
+    version = record_version(record)
+    if if_version is not None and if_version != version:
+        now = cid_text(version)
+        raise PreconditionFailed(f"{_NAMES[kind]} {cid} has version {now}", cid=cid, version=now)
+    return _Live(timestamp, record, version)
+
+
+def _conflict(detail: str) -> NoReturn:
+    raise Conflict(detail)
