@@ -8,7 +8,7 @@ import msgspec
 
 from cluster_core.types import NodeId, Timestamp
 
-__all__ = ["CLUSTER_EVENT_TYPES", "Change", "ClusterEvent", "Event", "Resolved"]
+__all__ = ["CLUSTER_EVENT_TYPES", "Change", "ClusterEvent", "Event", "Resolved", "SlowReader"]
 
 CLUSTER_EVENT_TYPES: Final = (
     "NodeJoined",
@@ -61,3 +61,14 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Event = ClusterEvent | Change | Resolved
+
+
+class SlowReader(Exception):
+    """A subscriber's queue overflowed and its subscription is over: it missed events.
+
+    ``last_resolved`` is the last :class:`Resolved` that it was given, where there was one.
+    """
+
+    def __init__(self, last_resolved: Timestamp | None) -> None:
+        super().__init__(f"the reader was too slow; it has everything up to {last_resolved}")
+        self.last_resolved = last_resolved
