@@ -1,0 +1,13 @@
+"""What the command lines do: one file a command. :mod:`app.cli` names them and reports failures."""
+
+from __future__ import annotations
+
+__all__ = ["CommandFailed"]
+
+
+class CommandFailed(Exception):
+    """Ends a command with one line on stderr: code 2 if it was asked for wrongly, 1 if it failed."""
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
