@@ -17,6 +17,7 @@
     │   ├── NotLeader             307  ask the leader
     │   ├── NoLeader              503
     │   ├── Unavailable           503  no quorum, or not (yet) a member
+    │   │   └── ClockCeiling      503  the clock waits for its ceiling to be durable
     │   ├── Overloaded            503  a bound is reached
     │   ├── Conflict              409  lost against another transaction
     │   └── StorageFull           507
@@ -36,6 +37,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "AlreadyExists",
+    "CannotListen",
     "Conflict",
     "DependencyFailed",
     "HasEdges",
@@ -171,6 +173,10 @@ class Unavailable(RetryError):
     title = "Unavailable"
 
 
+class ClockCeiling(Unavailable):
+    """``ceiling``: the highest timestamp that this node may give until it has persisted more."""
+
+
 class Overloaded(RetryError):
     code = "overloaded"
     status = 503
@@ -207,6 +213,12 @@ class Refused(KotobaError):
     code = "refused"
     status = 409
     title = "Refused"
+
+
+class CannotListen(KotobaError):
+    """``address``: where this node was told to listen."""
+
+    title = "Cannot listen"
 
 
 class StorageFailed(KotobaError):
