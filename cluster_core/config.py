@@ -24,6 +24,10 @@ class RaftConfig:
     inflight_bytes_max: int = 8 << 20
     uncommitted_bytes_max: int = 16 << 20
     """Proposals of one group beyond this are refused as overloaded."""
+    apply_bytes_max: int = 4 << 20
+    """Committed entries handed out at a time, so that a restart does not read a whole log at once."""
+    log_cache_bytes_max: int = 1 << 20
+    """Persisted and applied entries of one group kept in memory for followers a little behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,169 @@
+"""What a leader knows of each peer, and how much it may send it (Raft figure 2, ``nextIndex``).
+
+A peer is in one of two states:
+
+PROBE
+    The leader does not know where the logs agree, or whether the peer hears it. One Append at a
+    time; the next one waits for an answer to it or to a heartbeat.
+REPLICATE
+    The logs agree up to ``match``. Appends are sent ahead of their acknowledgements (pipelining,
+    dissertation §10.2.1), bounded by :class:`Inflights`; ``next`` moves when they are sent.
+
+A peer whose entries are no longer in the leader's log will need a third state, in which it waits
+for a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+from cluster_core.types import ReplicaId
+
+__all__ = ["Inflights", "Progress", "ProgressState"]
+
+
+class ProgressState(Enum):
+    """See the head of this module."""
+
+    PROBE = "probe"
+    REPLICATE = "replicate"
+
+
+class Inflights:
+    """Appends with entries that were sent and not acknowledged yet, bounded in number and bytes.
+
+    The bound on bytes may be passed by one message: what is checked is whether another may leave.
+    """
+
+    __slots__ = ("_messages", "bytes", "bytes_max", "messages_max")
+
+    def __init__(self, messages_max: int, bytes_max: int) -> None:
+        assert messages_max > 0
+        assert bytes_max > 0
+        self.messages_max = messages_max
+        self.bytes_max = bytes_max
+        self.bytes = 0
+        self._messages: deque[tuple[int, int]] = deque()
+        """``(index of the last entry, bytes)``, indexes ascending."""
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @property
+    def full(self) -> bool:
+        return len(self._messages) >= self.messages_max or self.bytes >= self.bytes_max
+
+    def add(self, last_index: int, size: int) -> None:
+        assert not self.full, "nothing is sent beyond the bound"
+        assert not self._messages or self._messages[-1][0] < last_index
+        self._messages.append((last_index, size))
+        self.bytes += size
+
+    def free_to(self, index: int) -> None:
+        """Everything up to ``index`` is acknowledged."""
+        messages = self._messages
+        while messages and messages[0][0] <= index:
+            self.bytes -= messages.popleft()[1]
+
+    def clear(self) -> None:
+        self._messages.clear()
+        self.bytes = 0
+
+
+class Progress:
+    """One peer as its leader sees it. Invariant: ``0 <= match < next``."""
+
+    __slots__ = (
+        "ask",
+        "commit_sent",
+        "inflights",
+        "match",
+        "next",
+        "probe_sent",
+        "recent_active",
+        "replica",
+        "round_acked",
+        "state",
+    )
+
+    def __init__(self, replica: ReplicaId, inflights: Inflights) -> None:
+        self.replica = replica
+        self.inflights = inflights
+        self.reset(1)
+
+    def reset(self, next_index: int) -> None:
+        """A new leader knows nothing, and guesses that the peer has all that it has itself."""
+        assert next_index > 0
+        self.state = ProgressState.PROBE
+        self.match = 0
+        """The peer has, on its disk, every entry of the leader's log up to here."""
+        self.next = next_index
+        """The entry that will be sent next."""
+        self.probe_sent = False
+        """PROBE: an Append is on its way, the next one waits."""
+        self.ask = False
+        """REPLICATE: an Append is due even if it is empty, to find out what was lost."""
+        self.commit_sent = 0
+        """The highest commit index that the peer was told of, as far as the leader can know."""
+        self.recent_active = False
+        """The peer answered since the last check of the quorum (dissertation §6.2)."""
+        self.round_acked = 0
+        """The latest read-index round that the peer confirmed (§6.4)."""
+        self.inflights.clear()
+
+    def become_probe(self) -> None:
+        """What was sent ahead may be lost: forget it, and start again behind ``match``."""
+        self.state = ProgressState.PROBE
+        self.next = self.match + 1
+        self.probe_sent = False
+        self.ask = False
+        self.commit_sent = 0
+        self.inflights.clear()
+
+    def become_replicate(self) -> None:
+        self.state = ProgressState.REPLICATE
+        self.next = self.match + 1
+        self.probe_sent = False
+        self.inflights.clear()
+
+    def acked(self, index: int) -> bool:
+        """The peer has everything up to ``index``. False when that is no news."""
+        if index > self.match:
+            self.match = index
+            if self.next <= index:
+                self.next = index + 1
+        elif self.state is ProgressState.REPLICATE or index < self.match:
+            return False
+        if self.state is ProgressState.PROBE:
+            self.become_replicate()
+        else:
+            self.inflights.free_to(index)
+        assert 0 <= self.match < self.next
+        return True
+
+    def rejected(self, index: int, hint: int) -> bool:
+        """The peer has no entry at ``index`` that agrees with ours; the logs may agree at ``hint``.
+
+        False when the rejection is an old one. It answers an Append whose ``prev_index`` was
+        ``index``: what is known to match cannot be refused, and a probe has one ``prev_index``.
+        """
+        if index <= self.match:
+            return False
+        if self.state is ProgressState.PROBE and index != self.next - 1:
+            return False
+        self.become_probe()
+        self.next = max(self.match + 1, min(index, hint + 1))
+        assert 0 <= self.match < self.next
+        return True
+
+    def sent(self, last_index: int, size: int, commit: int) -> None:
+        """An Append left that carries entries up to ``last_index`` (or none) and ``commit``."""
+        assert last_index >= self.next - 1
+        if self.state is ProgressState.PROBE:
+            self.probe_sent = True
+        elif last_index >= self.next:
+            self.inflights.add(last_index, size)
+            self.next = last_index + 1
+        self.ask = False
+        self.commit_sent = commit
