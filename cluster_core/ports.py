@@ -8,7 +8,7 @@ networks, and the same seed gives the same run.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from cluster_core.types import NodeId
 
@@ -47,6 +47,21 @@ class Batch(Protocol):
     def __len__(self) -> int: ...
 
 
+class Scan(Iterator[tuple[bytes, bytes]], Protocol):
+    """The pairs of a range in key order, as of the moment at which the scan was opened."""
+
+    def fetch(self) -> list[tuple[bytes, bytes]]:
+        """The next pairs, as many as are cheap to have at once; empty at the end, and only then."""
+        ...
+
+    def seek(self, key: bytes) -> None:
+        """Leave out the pairs below ``key`` that were not delivered yet (above it, in reverse)."""
+        ...
+
+
+StorageState = Literal["ok", "full", "failed"]
+
+
 class Engine(Protocol):
     """An ordered key-value store with atomic batches and one write-ahead log.
 
@@ -72,8 +87,13 @@ class Engine(Protocol):
 
     def scan(
         self, family: int, begin: bytes, end: bytes, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
+    ) -> Scan:
         """The pairs with ``begin <= key < end``, in key order, as of the moment of the call."""
+        ...
+
+    @property
+    def state(self) -> StorageState:
+        """``full`` or ``failed`` after the first write or sync that failed, for good."""
         ...
 
     def disk_bytes(self) -> int:

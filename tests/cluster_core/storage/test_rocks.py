@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from cluster_core.errors import StorageFailed, StorageFull
+from cluster_core.ports import DATA, RAFT
+from cluster_core.storage import RocksEngine
+
+ROOT = Path(__file__).parents[3]
+
+WRITER = """
+import asyncio, sys
+from cluster_core.ports import DATA, RAFT
+from cluster_core.storage import RocksEngine
+
+async def main():
+    engine = RocksEngine(sys.argv[1])
+    for n in range(1_000_000):
+        batch = engine.batch()
+        batch.put(RAFT, b"%08d" % n, b"log" * 20)
+        batch.put(DATA, b"%08d" % n, b"data" * 20)
+        engine.write(batch)
+        await engine.sync()
+        print(n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+class FailingDatabase:
+    """Stands in for the database, with the errors that RocksDB gives in text only."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def write(self, batch: object) -> None:
+        raise Exception(self.text)
+
+    def flush_wal(self, sync: bool) -> None:
+        raise Exception(self.text)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> RocksEngine:
+    return RocksEngine(tmp_path / "store", write_buffer_bytes=1 << 20)
+
+
+def put(engine: RocksEngine, key: bytes, value: bytes = b"v") -> None:
+    batch = engine.batch()
+    batch.put(DATA, key, value)
+    engine.write(batch)
+
+
+async def write_async(engine: RocksEngine) -> None:
+    put(engine, b"b")
+
+
+@pytest.mark.process
+def test_kill_9_loses_nothing_that_was_synced(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, store],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    with process, process.stdout as lines:
+        acknowledged = -1
+        while acknowledged < 300:
+            acknowledged = int(lines.readline())
+        process.send_signal(signal.SIGKILL)
+        acknowledged = max([acknowledged, *(int(line) for line in lines if line.endswith(b"\n"))])
+    engine = RocksEngine(store)
+    log = [int(key) for key, _ in engine.scan(RAFT, b"", b"\xff")]
+    data = [int(key) for key, _ in engine.scan(DATA, b"", b"\xff")]
+    assert log == data == list(range(len(log)))
+    assert len(log) > acknowledged
+    engine.close()
+
+
+@pytest.mark.process
+def test_a_folder_that_another_process_uses_is_refused_clearly(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, store],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    with process, process.stdout as lines:
+        lines.readline()
+        with pytest.raises(StorageFailed, match=f"another process uses .*{store}"):
+            RocksEngine(store)
+        process.kill()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_clearly(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageFailed, match="cannot be opened"):
+        RocksEngine(tmp_path / "file" / "store")
+
+
+def test_sync_works_under_uvloop(engine: RocksEngine) -> None:
+    async def run() -> None:
+        put(engine, b"a")
+        await asyncio.gather(engine.sync(), engine.sync())
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+    engine.close()
+
+
+async def test_the_loop_goes_on_during_a_sync(engine: RocksEngine) -> None:
+    put(engine, b"a", b"x" * 1_000_000)
+    syncing = asyncio.create_task(engine.sync())
+    turns = 0
+    while not syncing.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 1
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "state"),
+    [
+        ("IO error: No space left on device: While appending to file", StorageFull, "full"),
+        ("IO error: Input/output error: While fdatasync", StorageFailed, "failed"),
+    ],
+)
+@pytest.mark.parametrize("act", ["write", "sync"])
+async def test_the_first_failure_is_final_and_reads_go_on(
+    engine: RocksEngine, text: str, error: type[Exception], state: str, act: str
+) -> None:
+    put(engine, b"a")
+    healthy, engine._db = engine._db, FailingDatabase(text)  # type: ignore[assignment]
+    with pytest.raises(error):
+        await (engine.sync() if act == "sync" else write_async(engine))
+    engine._db = healthy
+    with pytest.raises(StorageFailed, match="restart the node"):
+        put(engine, b"c")
+    with pytest.raises(StorageFailed, match="restart the node"):
+        await engine.sync()
+    assert engine.state == state
+    assert engine.get(DATA, b"a") == b"v"
+    assert list(engine.scan(DATA, b"", b"z")) == [(b"a", b"v")]
+    engine.close()
+
+
+def test_closing_lets_go_of_everything(tmp_path: Path) -> None:
+    for _ in range(3):
+        engine = RocksEngine(tmp_path / "store")
+        for n in range(100):
+            put(engine, b"%03d" % n)
+        kept = [engine.scan(DATA, b"", b"z"), engine.scan(DATA, b"", b"z", reverse=True)]
+        batch = engine.batch()
+        engine.first(DATA, b"", b"z")
+        engine.close()
+        del kept, batch
+        gc.collect()
+
+
+def test_a_range_delete_is_respected_by_reads_within_a_prefix(engine: RocksEngine) -> None:
+    prefix = b"p" * 35
+    for n in range(50):
+        put(engine, prefix + b"%02d" % n)
+    engine.flush()
+    batch = engine.batch()
+    batch.delete_range(DATA, prefix, prefix + b"40")
+    engine.write(batch)
+    assert engine.first(DATA, prefix, prefix + b"\xff") == (prefix + b"40", b"v")
+    assert len(list(engine.scan(DATA, prefix, prefix + b"\xff"))) == 10
+    engine.close()
+
+
+def test_sizes_are_those_of_the_folder_and_its_disk(engine: RocksEngine) -> None:
+    put(engine, b"a", os.urandom(500_000))
+    assert 500_000 <= engine.disk_bytes() < 50_000_000
+    assert engine.disk_free_bytes() > 0
+    engine.close()
