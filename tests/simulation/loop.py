@@ -64,6 +64,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self._clock_resolution = 1e-9
         self.failures: list[str] = []
         """What asyncio would have logged: exceptions that nobody awaited, failed callbacks."""
+        self.after_turn: Callable[[], None] | None = None
+        """Called after each turn: whatever it raises ends the run."""
         self.set_task_factory(_make_task)  # type: ignore[arg-type]
         self.set_exception_handler(_note_failure)  # type: ignore[arg-type]
 
@@ -89,6 +91,11 @@ class SimLoop(asyncio.BaseEventLoop):
         self._scheduled[:] = kept
         heapq.heapify(self._scheduled)
         self._timer_cancelled_count = sum(1 for handle in kept if handle.cancelled())
+
+    def _run_once(self) -> None:
+        super()._run_once()  # type: ignore[misc]
+        if self.after_turn is not None:
+            self.after_turn()
 
     def _process_events(self, event_list: list[Any]) -> None:
         assert not event_list

@@ -1,0 +1,145 @@
+"""What goes wrong in a run, chosen by its seed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from tests.simulation.world import SimNode, World
+
+__all__ = ["Chaos"]
+
+
+class Chaos:
+    """Begins one fault after the other, several at a time, and ends all of them in the end.
+
+    Any number of nodes may be down and any link cut at the same time: that costs availability,
+    and nothing else may be lost by it.
+    """
+
+    def __init__(self, world: World, *, pace: float = 1.0):
+        self.world = world
+        self.pace = pace
+        self.random = random.Random(f"{world.seed}/chaos")
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._faults: list[Callable[[], Awaitable[None]]] = [
+            self._crash,
+            self._crash,
+            self._crash_all,
+            self._stop_gracefully,
+            self._isolate,
+            self._cut_one_way,
+            self._cut_one_way,
+            self._lose_frames,
+            self._break_streams,
+            self._slow_network,
+            self._slow_disk,
+            self._jump_clock,
+        ]
+
+    async def run(self, until: float) -> None:
+        while True:
+            await asyncio.sleep(self.random.expovariate(1 / self.pace))
+            if self.world.loop.time() >= until:
+                return
+            fault = self.random.choice(self._faults)
+            task = asyncio.ensure_future(fault())
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def end(self) -> None:
+        """Let what is under way end, then put everything right."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+        self.world.note("all faults end")
+        self.world.network.heal_all()
+        self.world.network.faults.calm()
+        for node in self.world.nodes:
+            node.disk.sync_delay = node.normal_sync_delay
+        self.world.start_all()
+
+    def _some_node(self) -> SimNode:
+        return self.random.choice(self.world.nodes)
+
+    def _some_time(self, longest: float) -> float:
+        """Mostly short, sometimes long: both sides of every time-out."""
+        return longest * self.random.random() ** 2
+
+    async def _crash(self) -> None:
+        node = self._some_node()
+        if node.alive:
+            await node.crash()
+            await asyncio.sleep(self._some_time(6))
+            if not node.alive:
+                node.start()
+
+    async def _crash_all(self) -> None:
+        for node in self.world.nodes:
+            if node.alive:
+                await node.crash()
+        await asyncio.sleep(self._some_time(1))
+        for node in self.world.nodes:
+            await asyncio.sleep(self._some_time(1))
+            if not node.alive:
+                node.start()
+
+    async def _stop_gracefully(self) -> None:
+        node = self._some_node()
+        if node.alive:
+            await node.stop()
+            await asyncio.sleep(self._some_time(3))
+            if not node.alive:
+                node.start()
+
+    async def _isolate(self) -> None:
+        node = self._some_node()
+        hold = self.random.random() < 0.5
+        others = [other for other in self.world.addresses if other != node.address]
+        ways = [way for other in others for way in ((node.address, other), (other, node.address))]
+        await self._cut(ways, hold)
+
+    async def _cut_one_way(self) -> None:
+        source, target = self.random.sample(self.world.addresses, 2)
+        await self._cut([(source, target)], self.random.random() < 0.5)
+
+    async def _cut(self, ways: list[tuple[str, str]], hold: bool) -> None:
+        network = self.world.network
+        for way in ways:
+            network.cut(*way, hold=hold)
+        await asyncio.sleep(self._some_time(6))
+        for way in ways:
+            network.heal(*way)
+
+    async def _lose_frames(self) -> None:
+        faults = self.world.network.faults
+        faults.frame_loss_rate = faults.call_loss_rate = self.random.uniform(0.01, 0.3)
+        await asyncio.sleep(self._some_time(4))
+        faults.frame_loss_rate = faults.call_loss_rate = 0.0
+
+    async def _break_streams(self) -> None:
+        faults = self.world.network.faults
+        faults.break_rate = self.random.uniform(0.001, 0.03)
+        await asyncio.sleep(self._some_time(4))
+        faults.break_rate = 0.0
+
+    async def _slow_network(self) -> None:
+        faults = self.world.network.faults
+        faults.slow_rate, faults.slow = self.random.uniform(0.05, 1.0), self.random.uniform(5, 200)
+        await asyncio.sleep(self._some_time(4))
+        faults.slow_rate = 0.0
+
+    async def _slow_disk(self) -> None:
+        node = self._some_node()
+        slowest = self.random.choice([0.02, 0.2, 3.0])
+        source = self.random
+        node.disk.sync_delay = lambda: source.uniform(0, slowest)
+        self.world.note(f"{node.name}: syncs take up to {slowest} s")
+        await asyncio.sleep(self._some_time(5))
+        node.disk.sync_delay = node.normal_sync_delay
+
+    async def _jump_clock(self) -> None:
+        node = self._some_node()
+        milliseconds = self.random.choice([-1, 1]) * self._some_time(400)
+        self.world.note(f"{node.name}: clock jumps by {milliseconds:.0f} ms")
+        node.clock.jump(milliseconds)

@@ -1,0 +1,40 @@
+"""The hybrid clock never goes back: not at a node, and not along a group's log."""
+
+from __future__ import annotations
+
+from cluster_core.replication.command import decode_command
+from cluster_core.types import GroupId, Timestamp
+from tests.simulation.invariants.view import ReplicaView
+
+__all__ = ["ClockMonotonicity"]
+
+_TERM_BYTES = 8
+
+
+class ClockMonotonicity:
+    def __init__(self) -> None:
+        self._clocks: dict[tuple[str, int], Timestamp] = {}
+        self._logs: dict[GroupId, tuple[int, Timestamp]] = {}
+        """Per group: the index that was looked at last, and the highest timestamp up to it."""
+
+    def check(self, replicas: list[ReplicaView]) -> None:
+        for view in replicas:
+            life = (view.node, view.incarnation)
+            before = self._clocks.get(life, 0)
+            assert view.clock >= before, f"{view.node}: the clock went back"
+            self._clocks[life] = view.clock
+            self._follow(view)
+
+    def _follow(self, view: ReplicaView) -> None:
+        seen, latest = self._logs.get(view.group, (0, 0))
+        for index in range(seen + 1, view.applied + 1):
+            entry = view.entry(index)
+            assert entry is not None
+            if len(entry) > _TERM_BYTES and view.group != 0:
+                timestamp = decode_command(entry[_TERM_BYTES:]).timestamp
+                assert timestamp > latest, (
+                    f"group {view.group}, index {index}: timestamp {timestamp} after {latest}"
+                )
+                assert view.clock >= timestamp, f"{view.node}: applied a time ahead of its clock"
+                latest = timestamp
+            self._logs[view.group] = (index, latest)

@@ -1,0 +1,39 @@
+"""Log matching: entries of one index and term are equal, and so is all before them (figure 3).
+
+Checked as its induction step: whoever holds an entry of this index and term holds the same bytes,
+after an entry of the same term.
+"""
+
+from __future__ import annotations
+
+from cluster_core.types import GroupId
+from tests.simulation.invariants.view import ReplicaView
+
+__all__ = ["LogMatching"]
+
+_TERM_BYTES = 8
+
+
+class LogMatching:
+    def __init__(self) -> None:
+        self._entries: dict[tuple[GroupId, int, bytes], tuple[bytes, bytes, str]] = {}
+
+    def check(self, replicas: list[ReplicaView]) -> None:
+        for view in replicas:
+            before = _term(view, view.applied)
+            for index in range(view.applied + 1, view.last_written + 1):
+                entry = view.entry(index)
+                assert entry is not None, f"{view.node}: a hole in the log at {index}"
+                term = entry[:_TERM_BYTES]
+                mine = (entry, before, view.node)
+                seen = self._entries.setdefault((view.group, index, term), mine)
+                assert seen[:2] == mine[:2], (
+                    f"group {view.group}, index {index}, term {int.from_bytes(term, 'big')}: "
+                    f"{seen[2]} and {view.node} hold different logs"
+                )
+                before = term
+
+
+def _term(view: ReplicaView, index: int) -> bytes:
+    entry = view.entry(index) if index else None
+    return b"" if entry is None else entry[:_TERM_BYTES]

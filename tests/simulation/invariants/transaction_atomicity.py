@@ -1,0 +1,62 @@
+"""Transactions over partitions happen wholly or not at all.
+
+Seen at rest: no intent is left; an edge has its record, its entry at the source and its entry at
+the target, or none of them; and both its ends exist.
+"""
+
+from __future__ import annotations
+
+from cluster_core.storage import keys, mvcc
+from cluster_core.types import Digest, GroupId
+from tests.simulation.invariants.view import ReplicaView
+
+__all__ = ["TransactionAtomicity"]
+
+
+class TransactionAtomicity:
+    """Looked at when a run has come to rest, for each node on its own."""
+
+    def check(self, replicas: list[ReplicaView]) -> None:
+        nodes: dict[str, list[ReplicaView]] = {}
+        for view in replicas:
+            if view.group:
+                nodes.setdefault(view.node, []).append(view)
+        for node, groups in nodes.items():
+            for view in groups:
+                left = [key[3:].hex() for key, _ in view.table(keys.INTENT)]
+                assert not left, f"{node}, group {view.group}: intents are left: {left}"
+            self._check_edges(node, groups)
+
+    def _check_edges(self, node: str, groups: list[ReplicaView]) -> None:
+        entities = {digest for view in groups for digest in _alive(view)}
+        outgoing = _adjacency(groups, keys.OUT)
+        incoming = _adjacency(groups, keys.IN)
+        halves = outgoing.keys() ^ incoming.keys()
+        assert not halves, f"{node}: half an edge: {sorted(map(bytes.hex, halves))}"
+        for edge, (source, target) in outgoing.items():
+            assert incoming[edge] == (target, source), f"{node}: edge {edge.hex()} has other ends"
+            missing = {edge, source, target} - entities
+            assert not missing, (
+                f"{node}: edge {edge.hex()} without {sorted(map(bytes.hex, missing))}"
+            )
+
+
+def _bounds(group: GroupId, table: bytes) -> tuple[bytes, bytes]:
+    prefix = keys.table_prefix(group, table)
+    return prefix, keys.after(prefix)
+
+
+def _alive(view: ReplicaView) -> list[Digest]:
+    pairs = mvcc.scan_newest(view.engine, *_bounds(view.group, keys.ENTITY))
+    return [user_key[3:] for user_key, _, _ in pairs]
+
+
+def _adjacency(groups: list[ReplicaView], table: bytes) -> dict[Digest, tuple[Digest, Digest]]:
+    """Edge to (the vertex that holds the entry, the vertex at its other end)."""
+    found: dict[Digest, tuple[Digest, Digest]] = {}
+    for view in groups:
+        for user_key, _, other in mvcc.scan_newest(view.engine, *_bounds(view.group, table)):
+            _, edge = keys.split_adjacency(user_key)
+            assert edge not in found, f"{view.node}: edge {edge.hex()} twice"
+            found[edge] = (user_key[3:35], other)
+    return found

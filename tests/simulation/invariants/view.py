@@ -1,0 +1,81 @@
+"""What an invariant may see of a replica: read-only, and straight from where the node keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from cluster_core.ports import DATA, RAFT, Engine
+from cluster_core.replication.replica import Replica
+from cluster_core.storage import keys
+from cluster_core.types import GroupId, Timestamp
+from tests.simulation.world import SimNode, World
+
+__all__ = ["Invariant", "ReplicaView", "replicas_of", "views"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One replica of one running process."""
+
+    node: str
+    incarnation: int
+    group: GroupId
+    replica: Replica
+    engine: Engine
+    clock: Timestamp
+    """The highest timestamp that the node gave or merged."""
+
+    @property
+    def life(self) -> tuple[str, int, GroupId]:
+        return (self.node, self.incarnation, self.group)
+
+    @property
+    def term(self) -> int:
+        return self.replica.raft.term
+
+    @property
+    def leads(self) -> bool:
+        return self.replica.is_leader
+
+    @property
+    def applied(self) -> int:
+        return self.replica.applied
+
+    @property
+    def last_written(self) -> int:
+        return self.replica.log.last_index()
+
+    def entry(self, index: int) -> bytes | None:
+        """The entry as it lies in the log: 8 bytes of term, then the command."""
+        return self.engine.get(RAFT, keys.log_entry(self.group, index))
+
+    def data(self) -> Iterator[tuple[bytes, bytes]]:
+        """Everything that the log has built."""
+        prefix = keys.group_prefix(self.group)
+        return self.engine.scan(DATA, prefix, keys.after(prefix))
+
+    def table(self, table: bytes) -> Iterator[tuple[bytes, bytes]]:
+        prefix = keys.table_prefix(self.group, table)
+        return self.engine.scan(DATA, prefix, keys.after(prefix))
+
+
+class Invariant(Protocol):
+    """Something that must hold whenever it is looked at. ``check`` asserts it."""
+
+    def check(self, replicas: list[ReplicaView]) -> None: ...
+
+
+def replicas_of(node: SimNode) -> list[ReplicaView]:
+    host = node.cluster.node.host
+    clock = node.cluster.node.clock.latest
+    return [
+        ReplicaView(node.name, node.incarnation, group, host.replicas[group], node.engine, clock)
+        for group in sorted(host.replicas)
+    ]
+
+
+def views(world: World) -> list[ReplicaView]:
+    """Every replica of every running node."""
+    return [view for node in world.running for view in replicas_of(node)]

@@ -1,0 +1,117 @@
+"""One run of the simulated cluster from a seed: trouble first, then rest, then the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tests.simulation.chaos import Chaos
+from tests.simulation.invariants.view import views
+from tests.simulation.linearizability import check
+from tests.simulation.models import EntityModel
+from tests.simulation.watch import Watch
+from tests.simulation.workload import Client, History
+from tests.simulation.world import World, simulate
+
+__all__ = ["Run", "run"]
+
+_RECOVERY_S: Final = 30.0
+"""Of virtual time, in which a cluster without faults must be whole again."""
+_TRACE_LINES: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is left of a run that held all it promised."""
+
+    world: World
+    history: History
+
+    @property
+    def summary(self) -> str:
+        events = self.history.events
+        unknown = sum(1 for event in events if event.returned is None)
+        return (
+            f"seed {self.world.seed}: {self.world.loop.time():.0f} s of virtual time, "
+            f"{len(events)} operations, {unknown} of unknown outcome, "
+            f"{len(self.history.acknowledged)} writes acknowledged"
+        )
+
+
+def run(
+    seed: int, *, seconds: float = 15.0, clients: int = 4, chaos: bool = True, pace: float = 1.0
+) -> Run:
+    """Run ``seed``. Raises an AssertionError that begins with the seed when anything is wrong."""
+    history = History()
+    worlds: list[World] = []
+
+    async def scenario(world: World) -> None:
+        worlds.append(world)
+        await _live(world, history, seconds=seconds, clients=clients, chaos=chaos, pace=pace)
+
+    try:
+        world = simulate(seed, scenario)
+        assert not world.failures, "\n".join(world.failures)
+        result = check(history.events, EntityModel())
+        assert result.ok, result.report
+    except Exception as error:
+        tail = "\n".join(worlds[0].trace[-_TRACE_LINES:]) if worlds else ""
+        raise AssertionError(
+            f"seed {seed}: {error}\nreplay: python -m tests.simulation --first {seed} --count 1"
+            f"\nthe end of its trace:\n{tail}"
+        ) from error
+    return Run(world, history)
+
+
+async def _live(
+    world: World, history: History, *, seconds: float, clients: int, chaos: bool, pace: float
+) -> None:
+    watch = Watch(world)
+    world.start_all()
+    await world.until_ready()
+    until = world.loop.time() + seconds
+    trouble = Chaos(world, pace=pace)
+    workers = [Client(world, history, f"client{number}") for number in range(1, clients + 1)]
+    tasks: list[Coroutine[Any, Any, None]] = [worker.run(until) for worker in workers]
+    if chaos:
+        tasks.append(trouble.run(until))
+    await asyncio.gather(*tasks)
+    await trouble.end()
+    await _recover(world, history)
+    watch.at_rest(history)
+
+
+async def _recover(world: World, history: History) -> None:
+    """Liveness: without faults, every node is ready and serves reads of everything, and writes."""
+    await world.until_ready(_RECOVERY_S)
+    client = Client(world, history, "auditor", attempts=30)
+    deadline = world.loop.time() + _RECOVERY_S
+    for entity in list(history.entities):
+        for node in world.nodes:
+            assert await client.read(entity, node), f"{node.name} does not answer a strong read"
+    for _ in world.nodes:
+        assert await client.create_vertex() is not None, "no write is acknowledged"
+    assert world.loop.time() < deadline, "the cluster is slow without any fault"
+    await world.until(_when(lambda: _level(world)), _RECOVERY_S, "replicas level, no intent left")
+
+
+def _when(condition: Callable[[], bool]) -> Callable[[], Coroutine[Any, Any, bool]]:
+    async def ask() -> bool:
+        return condition()
+
+    return ask
+
+
+def _level(world: World) -> bool:
+    """All replicas of a group have applied all of its log, and no transaction is undecided."""
+    groups: dict[int, set[tuple[int, int]]] = {}
+    replicas = views(world)
+    for view in replicas:
+        groups.setdefault(view.group, set()).add((view.applied, view.last_written))
+    levelled = all(
+        len(positions) == 1 and all(applied == last for applied, last in positions)
+        for positions in groups.values()
+    )
+    return levelled and not any(view.replica.intents.all() for view in replicas)

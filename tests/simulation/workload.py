@@ -1,0 +1,331 @@
+"""Clients of the simulated cluster: what they do, what they were told, and the history of it.
+
+A client is sequential: it waits for the outcome of one operation before it begins the next. It
+asks a random node, retries under the same idempotency key like a careful program would, and writes
+down one of four outcomes:
+
+- an answer;
+- a refusal that is certain (not found, another version): an answer as well;
+- *certainly not executed* by every attempt (rule: 307, 409 conflict and 503 mean that): the
+  operation is left out of the history, so if it did take effect after all, a read will see a
+  value that nobody wrote;
+- *unknown*: some attempt ended without an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeVar
+
+from cluster_core.cluster import KotobaCluster
+from cluster_core.errors import (
+    HasEdges,
+    KotobaError,
+    NotFound,
+    OutcomeUnknown,
+    PreconditionFailed,
+    RetryError,
+    StorageFailed,
+    Unreachable,
+)
+from cluster_core.graph.entities import Edge, Vertex
+from cluster_core.graph.operations import (
+    CreateEdge,
+    CreateNode,
+    DeleteEdge,
+    DeleteNode,
+    Operation,
+    OperationResult,
+    UpdateEdge,
+    UpdateNode,
+)
+from cluster_core.query.plan import Get
+from tests.simulation import models
+from tests.simulation.linearizability import UNKNOWN
+from tests.simulation.linearizability import Operation as Event
+from tests.simulation.loop import ProcessDied
+from tests.simulation.world import SimNode, World
+
+__all__ = ["Client", "Entity", "History", "NotExecuted"]
+
+T = TypeVar("T")
+
+_ATTEMPT_MS: Final = 2_000
+"""Shorter than a partition of the network may last, so that retries meet all kinds of states."""
+
+_UNSURE = (OutcomeUnknown, Unreachable, StorageFailed, ProcessDied)
+
+
+class NotExecuted(Exception):
+    """Every attempt said for certain that it did nothing."""
+
+
+class Unsure(Exception):
+    """Some attempt may have taken effect, or may yet."""
+
+
+@dataclass(slots=True, eq=False)
+class Entity:
+    """What the clients know together of one vertex or edge."""
+
+    kind: Literal["vertex", "edge"]
+    digest: bytes
+    partition: int
+    versions: list[bytes] = field(default_factory=list)
+    source: bytes = b""
+    target: bytes = b""
+    gone: bool = False
+
+
+class History:
+    """What all clients saw, in the order in which it happened."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.entities: list[Entity] = []
+        self.acknowledged: list[tuple[Any, OperationResult]] = []
+        """Writes that were answered with success, each with its model action."""
+        self._position = 0
+        self._values = 0
+
+    def position(self) -> int:
+        self._position += 1
+        return self._position
+
+    def value(self) -> int:
+        """A property value that nobody else writes."""
+        self._values += 1
+        return self._values
+
+    def add(self, client: str, key: Any, action: Any, output: Any, call: int, note: str) -> None:
+        returned = None if output is UNKNOWN else self.position()
+        self.events.append(
+            Event(
+                client=client,
+                key=key,
+                action=action,
+                output=output,
+                call=call,
+                returned=returned,
+                note=note,
+            )
+        )
+
+    def alive(self, kind: Literal["vertex", "edge"]) -> list[Entity]:
+        return [entity for entity in self.entities if entity.kind == kind and not entity.gone]
+
+
+class Client:
+    """One sequential client. ``attempts`` bounds the retries of one operation."""
+
+    def __init__(self, world: World, history: History, name: str, *, attempts: int = 5):
+        self.world = world
+        self.history = history
+        self.name = name
+        self.attempts = attempts
+        self.random = random.Random(f"{world.seed}/{name}")
+        self._requests = 0
+
+    async def run(self, until: float, think: float = 0.05) -> None:
+        """Do random things until virtual time ``until``."""
+        while self.world.loop.time() < until:
+            with contextlib.suppress(NotExecuted):
+                await self._do_something()
+            await asyncio.sleep(self.random.uniform(0, 2 * think))
+
+    async def _do_something(self) -> None:
+        vertices, edges = self.history.alive("vertex"), self.history.alive("edge")
+        kind = self.random.random()
+        if len(vertices) < 4 or kind < 0.10:
+            await self.create_vertex()
+        elif kind < 0.22:
+            source, target = self.random.choice(vertices), self.random.choice(vertices)
+            await self.create_edge(source, target)
+        elif kind < 0.57:
+            await self.read(self.random.choice(self.history.entities))
+        elif kind < 0.90 or not edges:
+            await self.update(self.random.choice(vertices + edges))
+        elif kind < 0.97:
+            await self.delete(self.random.choice(edges))
+        else:
+            await self.delete(self.random.choice(vertices))
+
+    # Operations.
+
+    async def create_vertex(self) -> Entity | None:
+        value = self.history.value()
+        operation = CreateNode(labels=("Thing",), properties={"value": value})
+        return await self._create("vertex", value, operation, b"", b"")
+
+    async def create_edge(self, source: Entity, target: Entity) -> Entity | None:
+        value = self.history.value()
+        operation = CreateEdge(
+            label="LINKS",
+            source=source.digest,
+            target=target.digest,
+            properties={"value": value},
+        )
+        return await self._create("edge", value, operation, source.digest, target.digest)
+
+    async def _create(
+        self,
+        kind: Literal["vertex", "edge"],
+        value: int,
+        operation: Operation,
+        source: bytes,
+        target: bytes,
+    ) -> Entity | None:
+        """A creation whose outcome stays unknown has no CID that anybody could ask for."""
+        call, began = self.history.position(), self.world.loop.time()
+        try:
+            result, note = await self._write(operation)
+        except (Unsure, NotFound):
+            return None
+        entity = Entity(kind, result.digest, result.partition, [result.version], source, target)
+        self._acknowledge(entity, models.Create(value), result, call, began, note)
+        self.history.entities.append(entity)
+        return entity
+
+    async def update(self, entity: Entity) -> None:
+        value = self.history.value()
+        expected = self._some_version(entity)
+        if entity.kind == "vertex":
+            operation: Operation = UpdateNode(
+                digest=entity.digest, properties={"value": value}, if_version=expected
+            )
+        else:
+            operation = UpdateEdge(
+                digest=entity.digest,
+                properties={"value": value},
+                source=entity.source,
+                if_version=expected,
+            )
+        await self._change(entity, models.Update(value, expected), operation)
+
+    async def delete(self, entity: Entity) -> None:
+        if entity.kind == "vertex":
+            operation: Operation = DeleteNode(digest=entity.digest, detach=False)
+        else:
+            operation = DeleteEdge(digest=entity.digest, source=entity.source)
+        await self._change(entity, models.Delete(), operation)
+
+    async def _change(self, entity: Entity, action: Any, operation: Operation) -> None:
+        call, began = self.history.position(), self.world.loop.time()
+        output: Any = UNKNOWN
+        note = f"t={began:.3f}"
+        try:
+            result, note = await self._write(operation)
+        except NotFound:
+            output = models.Failed("not_found")
+        except PreconditionFailed:
+            output = models.Failed("version")
+        except HasEdges:
+            return
+        except Unsure:
+            pass
+        else:
+            self._acknowledge(entity, action, result, call, began, note)
+            return
+        self.history.add(self.name, entity.digest, action, output, call, note)
+        self._note(began, note, f"{action} {entity.digest[:4].hex()} -> {output}")
+
+    def _acknowledge(
+        self,
+        entity: Entity,
+        action: Any,
+        result: OperationResult,
+        call: int,
+        began: float,
+        note: str,
+    ) -> None:
+        output: Any = result.version
+        if isinstance(action, models.Delete):
+            entity.gone, output = True, True
+        else:
+            entity.versions.append(result.version)
+        self.history.acknowledged.append((action, result))
+        self.history.add(self.name, entity.digest, action, output, call, note)
+        self._note(began, note, f"{action} {entity.digest[:4].hex()} -> {result.version[:4].hex()}")
+
+    async def read(self, entity: Entity, node: SimNode | None = None) -> bool:
+        """A strong read; False when no node answered it."""
+        call, began = self.history.position(), self.world.loop.time()
+        query = Get(cids=(entity.digest,))
+        try:
+            result, note = await self._attempt(
+                lambda cluster: cluster.execute_query(
+                    query, consistency="strong", timeout_ms=_ATTEMPT_MS
+                ),
+                node,
+            )
+        except NotFound:
+            rows: list[Any] = []
+            note = f"t={began:.3f}"
+        except (Unsure, NotExecuted):
+            return False
+        else:
+            rows = result.rows
+        output = None if not rows else _seen(rows[0])
+        self.history.add(self.name, entity.digest, models.Read(), output, call, note)
+        self._note(began, note, f"read {entity.digest[:4].hex()} -> {output and output[0]}")
+        return True
+
+    def _some_version(self, entity: Entity) -> bytes | None:
+        """Mostly none; else the newest that anybody knows, or an older one."""
+        if self.random.random() < 0.6:
+            return None
+        return self.random.choice(entity.versions[-3:])
+
+    # Attempts.
+
+    async def _write(self, operation: Operation) -> tuple[OperationResult, str]:
+        self._requests += 1
+        key = f"{self.name}-{self._requests}"
+        return await self._attempt(
+            lambda cluster: cluster.execute_operation(
+                operation, idempotency_key=key, timeout_ms=_ATTEMPT_MS
+            )
+        )
+
+    async def _attempt(
+        self,
+        request: Callable[[KotobaCluster], Coroutine[Any, Any, T]],
+        node: SimNode | None = None,
+    ) -> tuple[T, str]:
+        """The first answer of up to ``attempts`` tries, with where and when it was given."""
+        began = self.world.loop.time()
+        unsure = False
+        for attempt in range(self.attempts):
+            asked = node or self.random.choice(self.world.nodes)
+            try:
+                answer = await asked.ask(request)
+            except RetryError:
+                pass
+            except _UNSURE:
+                unsure = True
+            except KotobaError as error:
+                if type(error).status >= 500:
+                    self.world.failures.append(f"{self.name} at {asked.name}: {error!r}")
+                if unsure:
+                    # An earlier attempt may still be on its way.
+                    raise Unsure from error
+                raise
+            else:
+                now = self.world.loop.time()
+                return answer, f"t={began:.3f}..{now:.3f} {asked.name} try {attempt + 1}"
+            await asyncio.sleep(self.random.uniform(0.01, 0.2) * (attempt + 1))
+        if unsure:
+            raise Unsure
+        raise NotExecuted
+
+    def _note(self, began: float, note: str, text: str) -> None:
+        self.world.note(f"{self.name} {text} [{note}]")
+
+
+def _seen(row: Any) -> tuple[Any, bytes]:
+    assert isinstance(row, Vertex | Edge), row
+    return row.properties["value"], row.version

@@ -1,0 +1,232 @@
+"""A world of whole cluster nodes under virtual time, and the things that happen to them.
+
+The nodes are the shipped composition, with the ports replaced: their disks, clocks, network and
+randomness belong to the world, and all of it hangs on one seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import random
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from cluster_core.cluster import KotobaCluster
+from cluster_core.config import ClusterConfig, MembershipConfig, RaftConfig
+from cluster_core.errors import KotobaError
+from cluster_core.storage.memory import MemoryDisk, MemoryEngine
+from tests.simulation.clock import SimClock
+from tests.simulation.loop import Process, ProcessDied, SimLoop
+from tests.simulation.network import NetworkFaults, SimNetwork, SimTransport
+
+__all__ = ["SIM_CONFIG", "SimNode", "World", "simulate"]
+
+T = TypeVar("T")
+
+SIM_CONFIG: Final = ClusterConfig(
+    partition_count=4,
+    raft=RaftConfig(),
+    membership=MembershipConfig(),
+)
+"""Few partitions: what goes wrong with 64 goes wrong with 4, sixteen times faster."""
+
+_START_TIMEOUT_S: Final = 60.0
+
+
+class SimNode:
+    """A machine: its disk and its clock outlive the processes that run on it."""
+
+    def __init__(self, world: World, name: str, address: str):
+        self.world = world
+        self.name = name
+        self.address = address
+        self.disk = MemoryDisk(sync_delay=self.normal_sync_delay)
+        self.clock = SimClock(world.loop, offset_ms=world.random.uniform(-100, 100))
+        self.incarnation = 0
+        self._process: Process | None = None
+        self._cluster: KotobaCluster | None = None
+        self._engine: MemoryEngine | None = None
+        self._transport: SimTransport | None = None
+        self._starting: asyncio.Future[None] | None = None
+
+    def normal_sync_delay(self) -> float:
+        """Seconds, as of a good disk; long enough for a crash to come in between."""
+        return self.world.random.uniform(0.000_2, 0.003)
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.alive
+
+    @property
+    def cluster(self) -> KotobaCluster:
+        assert self._cluster is not None, f"{self.name} does not run"
+        return self._cluster
+
+    @property
+    def engine(self) -> MemoryEngine:
+        assert self._engine is not None, f"{self.name} does not run"
+        return self._engine
+
+    def start(self) -> None:
+        """Power on: the node begins to form, join or recover."""
+        assert not self.alive
+        world = self.world
+        self.incarnation += 1
+        world.note(f"{self.name} starts ({self.incarnation})")
+        self._process = Process(f"{self.name}/{self.incarnation}", world.loop)
+        self._transport = SimTransport(world.network, self._process, self.address)
+        self._engine = MemoryEngine(self.disk)
+        self._cluster = self._process.call(self._compose)
+        self._starting = self._process.run(self._cluster.start(self.address))
+        self._starting.add_done_callback(self._note_start)
+
+    def _compose(self) -> KotobaCluster:
+        world = self.world
+        return KotobaCluster(
+            self.name,
+            world.config,
+            peers=world.addresses,
+            transport=self._transport,
+            clock=self.clock,
+            engine=self._engine,
+            random=random.Random(f"{world.seed}/{self.name}/{self.incarnation}"),
+        )
+
+    def _note_start(self, starting: asyncio.Future[None]) -> None:
+        error = None if starting.cancelled() else starting.exception()
+        if error is not None and not isinstance(error, ProcessDied):
+            self.world.failures.append(f"{self.name} did not start: {error!r}")
+
+    async def crash(self) -> None:
+        """Power off: the process is gone at once, and with it a part of what was not synced."""
+        process, transport, engine = self._running()
+        self.world.note(f"{self.name} crashes, {engine.unsynced} batches unsynced")
+        transport.vanish()
+        engine.crash(self.world.random)
+        await self._end(process)
+
+    async def stop(self) -> None:
+        """A graceful stop, as by SIGTERM."""
+        process, transport, engine = self._running()
+        self.world.note(f"{self.name} stops")
+        try:
+            await process.run(self.cluster.stop())
+        except ProcessDied:
+            return
+        transport.vanish()
+        engine.close()
+        await self._end(process)
+
+    def _running(self) -> tuple[Process, SimTransport, MemoryEngine]:
+        assert self._process is not None
+        assert self._transport is not None
+        assert self._engine is not None
+        return self._process, self._transport, self._engine
+
+    async def _end(self, process: Process) -> None:
+        self._cluster = self._engine = self._transport = None
+        await process.kill()
+
+    async def ask(self, request: Callable[[KotobaCluster], Coroutine[Any, Any, T]]) -> T:
+        """Run a request inside the node. Raises ProcessDied when it is, or gets, down."""
+        if not self.alive:
+            raise ProcessDied(self.name)
+        assert self._process is not None
+        return await self._process.run(request(self.cluster))
+
+
+class World:
+    """Nodes, network, and what is written down about a run."""
+
+    def __init__(
+        self,
+        loop: SimLoop,
+        seed: int,
+        *,
+        nodes: int = 3,
+        config: ClusterConfig = SIM_CONFIG,
+        faults: NetworkFaults | None = None,
+    ):
+        self.loop = loop
+        self.seed = seed
+        self.config = config
+        self.random = random.Random(seed)
+        self.trace: list[str] = []
+        self.failures: list[str] = []
+        self.network = SimNetwork(loop, random.Random(f"{seed}/network"), faults, self.note)
+        self.addresses = [f"node{number}:1" for number in range(1, nodes + 1)]
+        self.nodes = [
+            SimNode(self, f"node{number}", address)
+            for number, address in enumerate(self.addresses, start=1)
+        ]
+
+    def note(self, text: str) -> None:
+        self.trace.append(f"{self.loop.time():10.6f} {text}")
+
+    def fingerprint(self) -> str:
+        """Two runs of one seed have the same; a difference means that something is not under it."""
+        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
+
+    @property
+    def running(self) -> list[SimNode]:
+        return [node for node in self.nodes if node.alive]
+
+    def start_all(self) -> None:
+        for node in self.nodes:
+            if not node.alive:
+                node.start()
+
+    async def until_ready(self, timeout: float = _START_TIMEOUT_S) -> None:
+        """Every node runs and says that it is ready."""
+        for node in self.nodes:
+            await self.until(partial(self._is_ready, node), timeout, f"{node.name} ready")
+
+    @staticmethod
+    async def _is_ready(node: SimNode) -> bool:
+        try:
+            return (await node.ask(lambda cluster: cluster.readiness())).is_ready
+        except (KotobaError, ProcessDied):
+            return False
+
+    async def until(
+        self,
+        condition: Callable[[], Coroutine[Any, Any, bool]],
+        timeout: float,
+        what: str,
+        every: float = 0.05,
+    ) -> None:
+        deadline = self.loop.time() + timeout
+        while not await condition():
+            assert self.loop.time() < deadline, f"not within {timeout} s of virtual time: {what}"
+            await asyncio.sleep(every)
+
+    async def close(self) -> None:
+        for node in self.nodes:
+            if node.alive:
+                await node.crash()
+
+
+def simulate(
+    seed: int,
+    scenario: Callable[[World], Coroutine[Any, Any, None]],
+    *,
+    nodes: int = 3,
+    config: ClusterConfig = SIM_CONFIG,
+    faults: NetworkFaults | None = None,
+) -> World:
+    """Run ``scenario`` in a new world; its end, and whatever failed silently, is checked here."""
+    loop = SimLoop()
+    world = World(loop, seed, nodes=nodes, config=config, faults=faults)
+
+    async def run() -> None:
+        await scenario(world)
+        await world.close()
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(run())
+    gc.collect()
+    world.failures += loop.failures
+    return world
