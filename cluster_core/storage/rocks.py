@@ -19,6 +19,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 from weakref import WeakSet
@@ -212,10 +213,12 @@ class RocksEngine:
             scan.cut()
         self._cursors = list(_NO_CURSORS)
         self._handles.clear()
-        for family in self._families:
-            family.close()
-        self._families.clear()
-        db.close()
+        families, self._families = self._families, []
+        for part in (*families, db):
+            # rocksdict flushes as it closes and says so when it cannot, on a full disk; what was
+            # synced is in the log all the same, and the folder is let go with the last reference.
+            with suppress(Exception):
+                part.close()
 
     def _scan(self, family: int, begin: bytes, end: bytes) -> _Scan:
         within_prefix = family == DATA and _in_one_prefix(begin, end)

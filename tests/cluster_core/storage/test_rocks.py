@@ -90,6 +90,50 @@ def test_kill_9_loses_nothing_that_was_synced(tmp_path: Path) -> None:
     engine.close()
 
 
+DISK_FILLER = """
+import asyncio, os, resource, signal, sys
+from cluster_core.errors import KotobaError
+from cluster_core.ports import DATA
+from cluster_core.storage import RocksEngine
+
+async def fill(engine):
+    n = 0
+    while True:
+        batch = engine.batch()
+        batch.put(DATA, b"%08d" % n, os.urandom(20_000))
+        engine.write(batch)
+        await engine.sync()
+        n += 1
+        print(n)
+
+engine = RocksEngine(sys.argv[1], write_buffer_bytes=1 << 20)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
+try:
+    asyncio.run(fill(engine))
+except KotobaError as error:
+    print(type(error).__name__)
+print(len(list(engine.scan(DATA, b"", b"z"))))
+engine.close()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+engine = RocksEngine(sys.argv[1])
+print(len(list(engine.scan(DATA, b"", b"z"))))
+engine.close()
+"""
+
+
+@pytest.mark.process
+def test_a_disk_that_takes_no_more_loses_nothing_that_was_synced(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DISK_FILLER, str(tmp_path / "store")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    *_, acknowledged, error, readable, reopened = done.stdout.decode().split()
+    assert error == "StorageFailed"  # a limit on the size of a file is no full disk
+    assert int(readable) >= int(acknowledged) > 10
+    assert int(reopened) >= int(acknowledged)
+
+
 @pytest.mark.process
 def test_a_folder_that_another_process_uses_is_refused_clearly(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
