@@ -15,11 +15,13 @@ from cluster_core.graph.entities import Edge
 from cluster_core.graph.operations import (
     CreateEdge,
     CreateNode,
+    Creation,
     DeleteEdge,
     DeleteNode,
     Operation,
     UpdateEdge,
     UpdateNode,
+    check_size,
     create,
 )
 from cluster_core.graph.parts import (
@@ -61,7 +63,8 @@ def decompose(
     ``view`` is the home partition's. ``nonce`` is that of a creation, and ``check`` says that it
     came from an idempotency key or a client, so that the creation may have happened before; a
     random nonce never collides, and the look-up is saved.
-    Raises :class:`~cluster_core.errors.TooLarge` when a vertex has too many edges to detach.
+    Raises :class:`~cluster_core.errors.TooLarge` for a creation with too large a block, and when a
+    vertex has too many edges to detach.
     """
     home = partition_of_group(view.group)
     match operation:
@@ -69,11 +72,15 @@ def decompose(
             assert nonce is not None
             made = create(operation, nonce, partition_count)
             assert made.partition == home, "a creation is decomposed where its digest puts it"
+            check_size(made.block, limits)
             labels = tuple(sorted(set(operation.labels)))
             return [(home, PutVertex(made.digest, labels, made.block, check))]
         case CreateEdge():
             assert nonce is not None
-            return _create_edge(operation, view, nonce, partition_count, check)
+            made = create(operation, nonce, partition_count)
+            assert made.partition == home, "an edge is created where its source lives"
+            check_size(made.block, limits)
+            return _create_edge(operation, view, made, partition_count, check)
         case UpdateNode(digest, properties, labels, if_version):
             return [(home, ChangeVertex(digest, properties, labels, if_version))]
         case UpdateEdge(digest, properties, _, if_version):
@@ -87,11 +94,9 @@ def decompose(
 
 
 def _create_edge(
-    operation: CreateEdge, view: View, nonce: bytes, partition_count: int, check: bool
+    operation: CreateEdge, view: View, made: Creation, partition_count: int, check: bool
 ) -> list[Placed]:
-    made = create(operation, nonce, partition_count)
-    home = partition_of_group(view.group)
-    assert made.partition == home, "an edge is created where its source lives"
+    home = made.partition
     label, source, target = operation.label, operation.source, operation.target
     out_half = PutEdge(made.digest, label, source, target, made.block, check)
     if check and view.newest(keys.entity(view.group, made.digest)) is not None:

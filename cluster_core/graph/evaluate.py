@@ -31,6 +31,7 @@ from cluster_core.graph.parts import (
     DropEdgeIn,
     DropVertex,
     LockKind,
+    OperationName,
     Outcome,
     Part,
     PutEdge,
@@ -161,62 +162,66 @@ class _Live(NamedTuple):
 
 def _change_vertex(part: ChangeVertex, view: View, limits: LimitConfig) -> Outcome:
     live = _require_live(view, VERTEX, part.digest, part.if_version)
-    before = decode_block(record_block(live.record))
-    after = before | {"properties": _merge(before["properties"], part.properties, limits)}
-    if part.labels is not None:
-        after["labels"] = sorted(set(part.labels))
-    return _change(part, view, live, before, after, limits)
+    content = decode_block(record_block(live.record))
+    labels = content["labels"] if part.labels is None else sorted(set(part.labels))
+    if labels == content["labels"] and _changes_nothing(content["properties"], part.properties):
+        return _unchanged(part, live)
+    content["labels"] = labels
+    _merge(content["properties"], part.properties, limits)
+    return _changed(part, view, live, content, "update_node", tuple(labels), limits)
 
 
 def _change_edge(part: ChangeEdge, view: View, limits: LimitConfig) -> Outcome:
     live = _require_live(view, EDGE, part.digest, part.if_version)
-    before = decode_block(record_block(live.record))
-    after = before | {"properties": _merge(before["properties"], part.properties, limits)}
-    return _change(part, view, live, before, after, limits)
+    content = decode_block(record_block(live.record))
+    if _changes_nothing(content["properties"], part.properties):
+        return _unchanged(part, live)
+    _merge(content["properties"], part.properties, limits)
+    return _changed(part, view, live, content, "update_edge", (content["label"],), limits)
 
 
-def _merge(
-    properties: dict[str, Value], changes: dict[str, Value], limits: LimitConfig
-) -> dict[str, Value]:
-    merged = properties | changes
+def _changes_nothing(properties: dict[str, Value], changes: dict[str, Value]) -> bool:
+    """Compared as blocks are, since Python takes 1, 1.0 and True for equal."""
+    before = [properties.get(name) for name in changes]
+    return encode_content(before) == encode_content(list(changes.values()))
+
+
+def _merge(properties: dict[str, Value], changes: dict[str, Value], limits: LimitConfig) -> None:
     for name, value in changes.items():
         if value is None:
-            del merged[name]
-    if len(merged) > limits.property_count_max:
-        why = f"would be {len(merged)}, at most {limits.property_count_max} are allowed"
+            properties.pop(name, None)
+        else:
+            properties[name] = value
+    if len(properties) > limits.property_count_max:
+        why = f"would be {len(properties)}, at most {limits.property_count_max} are allowed"
         raise invalid([{"where": "properties", "why": why}])
-    return merged
 
 
-def _change(
+def _unchanged(part: ChangeVertex | ChangeEdge, live: _Live) -> Outcome:
+    answer = Answer(part.digest, live.version, False, live.timestamp)
+    return Outcome(locks=locks_of(part), answer=answer)
+
+
+def _changed(
     part: ChangeVertex | ChangeEdge,
     view: View,
     live: _Live,
-    before: dict[str, Any],
-    after: dict[str, Any],
+    content: dict[str, Any],
+    op: OperationName,
+    labels: tuple[str, ...],
     limits: LimitConfig,
 ) -> Outcome:
-    """The next version, or none when nothing changes: contents are compared as blocks are, since
-    Python takes 1, 1.0 and True for equal."""
-    digest = part.digest
-    if encode_content(after) == encode_content(before):
-        answer = Answer(digest, live.version, False, live.timestamp)
-        return Outcome(locks=locks_of(part), answer=answer)
-    block = next_block(after, digest, live.version)
+    digest, record = part.digest, live.record
+    block = next_block(content, digest, live.version)
     check_size(block, limits)
     version = digest_of(block)
-    kind = record_kind(live.record)
-    record = encode_record(kind, version, record_created_at(live.record, live.timestamp), block)
-    change = (
-        Change("update_node", digest, version, tuple(after["labels"]))
-        if kind == VERTEX
-        else Change("update_edge", digest, version, (after["label"],))
-    )
+    created_at = record_created_at(record, live.timestamp)
+    after = encode_record(record_kind(record), version, created_at, block)
     return Outcome(
         locks=locks_of(part),
-        writes=[(keys.entity(view.group, digest), record)],
+        writes=[(keys.entity(view.group, digest), after)],
         pointers=[(keys.version(view.group, version), digest)],
-        change=change,
+        change=Change(op, digest, version, labels),
         answer=Answer(digest, version, False),
     )
 
@@ -283,16 +288,16 @@ def _drop_edge_in(part: DropEdgeIn, view: View) -> Outcome:
 
 def _require_live(view: View, kind: int, digest: Digest, if_version: Digest | None) -> _Live:
     found = view.newest(keys.entity(view.group, digest))
-    cid = cid_text(digest)
     if found is None or not found[1]:
+        cid = cid_text(digest)
         raise NotFound(f"there is no {_NAMES[kind]} {cid}", cid=cid)
     timestamp, record = found
     if record_kind(record) != kind:
-        other = _NAMES[record_kind(record)]
+        cid, other = cid_text(digest), _NAMES[record_kind(record)]
         raise NotFound(f"{cid} is no {_NAMES[kind]} but an {other}", cid=cid)
     version = record_version(record)
     if if_version is not None and if_version != version:
-        now = cid_text(version)
+        cid, now = cid_text(digest), cid_text(version)
         raise PreconditionFailed(f"{_NAMES[kind]} {cid} has version {now}", cid=cid, version=now)
     return _Live(timestamp, record, version)
 

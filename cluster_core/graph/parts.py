@@ -169,14 +169,17 @@ decode_parts: Final[Callable[[bytes], list[Part]]] = message_decoder(list[Part])
 
 def locks_of(part: Part) -> list[Lock]:
     """The locks that ``part`` needs in its partition."""
-    if isinstance(part, PutVertex | DropVertex):
-        return [(part.digest, LockKind.EXCLUSIVE)]
-    if isinstance(part, ChangeVertex | ChangeEdge):
-        return [(part.digest, LockKind.WRITE)]
-    if isinstance(part, PutEdge | DropEdge):
-        edge = (part.digest, LockKind.EXCLUSIVE)
-        return [edge, (part.source, LockKind.SHARED)] if part.source else [edge]
-    return [(part.digest, LockKind.EXCLUSIVE), (part.target, LockKind.SHARED)]
+    digest = part.digest
+    match part:
+        case PutVertex() | DropVertex():
+            return [(digest, LockKind.EXCLUSIVE)]
+        case ChangeVertex() | ChangeEdge():
+            return [(digest, LockKind.WRITE)]
+        case PutEdgeIn() | DropEdgeIn():
+            return [(digest, LockKind.EXCLUSIVE), (part.target, LockKind.SHARED)]
+        case PutEdge() | DropEdge():
+            edge = (digest, LockKind.EXCLUSIVE)
+            return [edge, (part.source, LockKind.SHARED)] if part.source else [edge]
 
 
 OperationName = Literal[

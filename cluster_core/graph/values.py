@@ -15,9 +15,8 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, TypeVar, overload
 
 import msgspec
 
@@ -52,11 +51,26 @@ _LINK_CODE: Final = 42
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
 class Link:
-    """A reference to any block of the world: the raw bytes of a CID."""
+    """A reference to any block of the world: the raw bytes of a CID. Immutable.
 
-    cid: bytes
+    A plain class, since msgspec would write a Struct or a dataclass as a map and read it back as a
+    dict; this it writes as the extension type below, or, where that is forgotten, not at all.
+    """
+
+    __slots__ = ("cid",)
+
+    def __init__(self, cid: bytes) -> None:
+        self.cid: Final = cid
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Link and self.cid == other.cid
+
+    def __hash__(self) -> int:
+        return hash(self.cid)
+
+    def __repr__(self) -> str:
+        return f"Link({self.cid!r})"
 
     def __bytes__(self) -> bytes:
         return self.cid
@@ -252,6 +266,10 @@ encode_message: Final = msgspec.msgpack.Encoder(enc_hook=_encode_link).encode
 """Any Struct that holds values, as msgpack."""
 
 
-def message_decoder(kind: type[T] | Any) -> Callable[[bytes], T]:
+@overload
+def message_decoder(kind: type[T]) -> Callable[[bytes], T]: ...
+@overload
+def message_decoder(kind: Any) -> Callable[[bytes], Any]: ...
+def message_decoder(kind: Any) -> Callable[[bytes], Any]:
     """A function that reads a ``kind`` (a Struct or a union of them) that holds values."""
     return msgspec.msgpack.Decoder(kind, ext_hook=_decode_link).decode
