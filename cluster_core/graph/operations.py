@@ -229,7 +229,7 @@ def resolve_refs(item: BatchOperation, known: Mapping[str, Digest | None]) -> Op
 
 def _check_labels(labels: tuple[str, ...], limits: LimitConfig, problems: list[Problem]) -> None:
     if len(labels) > limits.label_count_max:
-        why = f"{len(labels)} labels, at most {limits.label_count_max} are allowed"
+        why = f"{len(labels)}, at most {limits.label_count_max} are allowed"
         problems.append({"where": "labels", "why": why})
         return
     for index, label in enumerate(labels):
@@ -239,8 +239,9 @@ def _check_labels(labels: tuple[str, ...], limits: LimitConfig, problems: list[P
 def _check_properties(
     properties: dict[str, Value], limits: LimitConfig, problems: list[Problem]
 ) -> None:
-    if len(properties) > limits.property_count_max:
-        why = f"{len(properties)} properties, at most {limits.property_count_max} are allowed"
+    count = len(properties)
+    if count > limits.property_count_max and len(present(properties)) > limits.property_count_max:
+        why = f"{count}, at most {limits.property_count_max} are allowed"
         problems.append({"where": "properties", "why": why})
         return
     for name, value in properties.items():
