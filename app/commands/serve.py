@@ -91,7 +91,7 @@ def _compose(settings: NodeSettings) -> KotobaCluster:
         peers=settings.peers,
         transport=transport,
     )
-    transport.app = create_app(cluster, forward=settings.forward)
+    transport.app = create_app(cluster, forward_default=settings.forward)
     return cluster
 
 

@@ -1,0 +1,107 @@
+"""How long writes stand still when the leader is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import httpx
+
+from benchmarks.systems import System
+
+__all__ = ["Failover", "measure_failover"]
+
+_CONNECTIONS: Final = 48
+"""More than the partitions that one node leads, for each may hold one client back."""
+_ATTEMPT_S: Final = 0.25
+"""How long a client waits before it asks again; a hanging request costs at most this."""
+_BEFORE_S: Final = 1.0
+_AFTER_S: Final = 20.0
+
+
+@dataclass(slots=True)
+class Failover:
+    """Seconds from SIGKILL of the leader. ``None``: not within the time that we waited."""
+
+    first: float | None = None
+    """The first acknowledged write that was sent after the kill."""
+    first_orphaned: float | None = None
+    """The first such write to what the dead node led. One leader for all: the same as ``first``."""
+    all_orphaned: float | None = None
+    """When all that the dead node led had acknowledged such a write."""
+
+
+@dataclass(slots=True)
+class _Clients:
+    system: System
+    urls: list[str]
+    acknowledged: list[tuple[float, float, int]] = field(default_factory=list)
+    """(sent, acknowledged, partition) of each write."""
+    stopping: bool = False
+
+    async def run(self, http: httpx.AsyncClient, number: int) -> None:
+        count = 0
+        prefix = secrets.token_hex(4)
+        while not self.stopping:
+            path, body = self.system.write_request(f"{prefix}{count:08x}")
+            headers = {"Idempotency-Key": f"{prefix}-{count}"}
+            turn = number + count
+            sent = time.monotonic()
+            while not self.stopping:
+                url = self.urls[turn % len(self.urls)]
+                try:
+                    answer = await http.post(url + path, json=body, headers=headers)
+                    if answer.is_success:
+                        partition = int(answer.json().get("partition", 0))
+                        self.acknowledged.append((sent, time.monotonic(), partition))
+                        break
+                except httpx.HTTPError:
+                    pass
+                await asyncio.sleep(0.005)
+                turn += 1
+            count += 1
+
+
+def measure_failover(system: System) -> Failover:
+    """Kill the leader under writes to the other nodes, see when they go on, and revive it."""
+    victim = system.leader()
+    result = asyncio.run(_measure(system, victim))
+    system.revive(victim)
+    return result
+
+
+async def _measure(system: System, victim: str) -> Failover:
+    survivors = [url for url in system.all_urls() if url != system.url_of(victim)]
+    clients = _Clients(system, survivors)
+    limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
+    async with httpx.AsyncClient(timeout=_ATTEMPT_S, limits=limits, trust_env=False) as http:
+        tasks = [asyncio.create_task(clients.run(http, n)) for n in range(_CONNECTIONS)]
+        await asyncio.sleep(_BEFORE_S)
+        orphans = set(system.orphans_of(victim, survivors[0]) or [0])
+        killed_at = time.monotonic()
+        system.kill(victim)
+        while time.monotonic() < killed_at + _AFTER_S:
+            await asyncio.sleep(0.1)
+            if _evaluate(clients.acknowledged, killed_at, orphans).all_orphaned is not None:
+                break
+        clients.stopping = True
+        await asyncio.gather(*tasks)
+    return _evaluate(clients.acknowledged, killed_at, orphans)
+
+
+def _evaluate(
+    acknowledged: list[tuple[float, float, int]], killed_at: float, orphans: set[int]
+) -> Failover:
+    firsts: dict[int, float] = {}
+    for sent, done, partition in acknowledged:
+        if sent >= killed_at:
+            firsts[partition] = min(firsts.get(partition, done), done)
+    orphaned = [firsts[partition] for partition in orphans if partition in firsts]
+    return Failover(
+        first=min(firsts.values()) - killed_at if firsts else None,
+        first_orphaned=min(orphaned) - killed_at if orphaned else None,
+        all_orphaned=max(orphaned) - killed_at if len(orphaned) == len(orphans) else None,
+    )
