@@ -1,0 +1,199 @@
+"""Answers: what the database returned, as the JSON of the contract.
+
+Dictionaries and orjson, no models: 1 µs for the answer of an operation, against 4 µs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+from fastapi import Response
+
+from app.problems import Answer, presentable, problem_document
+from app.schemas.values import written_properties
+from cluster_core.errors import KotobaError
+from cluster_core.graph.cid import cid_text
+from cluster_core.graph.entities import Edge, Vertex
+from cluster_core.graph.operations import OperationResult
+from cluster_core.graph.values import value_to_json
+from cluster_core.hlc import format_timestamp
+from cluster_core.query.results import (
+    BlockRow,
+    CountRow,
+    PathRow,
+    QueryResult,
+    Row,
+    Statistics,
+    TraversedEdge,
+    TraversedVertex,
+    VersionRow,
+)
+from cluster_core.types import Timestamp
+
+__all__ = [
+    "NO_STORE",
+    "as_response",
+    "batch_answer",
+    "edge_json",
+    "entity_answer",
+    "entity_json",
+    "json_answer",
+    "node_json",
+    "operation_answer",
+    "query_answer",
+]
+
+NO_STORE: Final = (b"cache-control", b"no-store")
+_JSON: Final = (b"content-type", b"application/json")
+
+
+def json_answer(document: Any, *headers: tuple[bytes, bytes], status: int = 200) -> Answer:
+    """``document`` as an answer that nobody may keep."""
+    body = orjson.dumps(document)
+    own = [_JSON, (b"content-length", b"%d" % len(body)), NO_STORE, *headers]
+    return Answer(status, own, body)
+
+
+def as_response(answer: Answer) -> Response:
+    """``answer`` for a route that the framework serves."""
+    response = Response(answer.body, answer.status)
+    response.raw_headers = answer.headers
+    return response
+
+
+def operation_answer(result: OperationResult, *, eventual: bool) -> Answer:
+    """What an operation did: 201 for a creation, 202 where it is on the leader's disk only."""
+    timestamp = format_timestamp(result.timestamp)
+    version = cid_text(result.version)
+    body = orjson.dumps(
+        {
+            "cid": cid_text(result.digest),
+            "version": version,
+            "partition": result.partition,
+            "timestamp": timestamp,
+        }
+    )
+    headers = [
+        _JSON,
+        (b"content-length", b"%d" % len(body)),
+        NO_STORE,
+        (b"etag", b'"%b"' % version.encode()),
+        (b"kotoba-session", timestamp.encode()),
+    ]
+    return Answer(202 if eventual else 201 if result.created else 200, headers, body)
+
+
+def batch_answer(results: Sequence[OperationResult | KotobaError]) -> Answer:
+    """The results of a batch in order, each with what it did or why it failed."""
+    documents = [_batch_result(result) for result in results]
+    done = [result.timestamp for result in results if isinstance(result, OperationResult)]
+    document = {
+        "results": documents,
+        "succeeded": len(done),
+        "failed": len(documents) - len(done),
+    }
+    return json_answer(document, *([_session(max(done))] if done else []))
+
+
+def _batch_result(result: OperationResult | KotobaError) -> dict[str, Any]:
+    if isinstance(result, OperationResult):
+        return {
+            "cid": cid_text(result.digest),
+            "version": cid_text(result.version),
+            "partition": result.partition,
+            "timestamp": format_timestamp(result.timestamp),
+        }
+    return {"error": problem_document(presentable(result, doing="executing a batch"))}
+
+
+def entity_answer(entity: Vertex | Edge, timestamp: Timestamp) -> Answer:
+    """One entity, with its version as the entity tag and the read's time as the session."""
+    document = entity_json(entity)
+    etag = (b"etag", b'"%b"' % document["version"].encode())
+    return json_answer(document, etag, _session(timestamp))
+
+
+def query_answer(result: QueryResult) -> Answer:
+    """The rows of a query and what it cost."""
+    document = {
+        "rows": [_row_json(row) for row in result.rows],
+        "cursor": result.cursor,
+        "truncated": result.truncated,
+        "bound": result.bound,
+        "timestamp": format_timestamp(result.timestamp),
+        "statistics": _statistics_json(result.statistics),
+    }
+    return json_answer(document, _session(result.timestamp))
+
+
+def _session(timestamp: Timestamp) -> tuple[bytes, bytes]:
+    return b"kotoba-session", format_timestamp(timestamp).encode()
+
+
+def entity_json(entity: Vertex | Edge) -> dict[str, Any]:
+    return node_json(entity) if isinstance(entity, Vertex) else edge_json(entity)
+
+
+def node_json(vertex: Vertex) -> dict[str, Any]:
+    return {
+        "cid": cid_text(vertex.digest),
+        "version": cid_text(vertex.version),
+        "labels": vertex.labels,
+        "properties": written_properties(vertex.properties),
+        "created_at": format_timestamp(vertex.created_at),
+        "updated_at": format_timestamp(vertex.updated_at),
+    }
+
+
+def edge_json(edge: Edge) -> dict[str, Any]:
+    return {
+        "cid": cid_text(edge.digest),
+        "version": cid_text(edge.version),
+        "label": edge.label,
+        "source_cid": cid_text(edge.source),
+        "target_cid": cid_text(edge.target),
+        "properties": written_properties(edge.properties),
+        "created_at": format_timestamp(edge.created_at),
+        "updated_at": format_timestamp(edge.updated_at),
+    }
+
+
+def _row_json(row: Row) -> Mapping[str, Any]:
+    match row:
+        case Vertex():
+            return node_json(row)
+        case Edge():
+            return edge_json(row)
+        case CountRow():
+            return {"group": value_to_json(row.group), "count": row.count}
+        case TraversedVertex():
+            via = None if row.via is None else cid_text(row.via)
+            return {"node": node_json(row.node), "depth": row.depth, "via": via}
+        case TraversedEdge():
+            return {"edge": edge_json(row.edge), "depth": row.depth}
+        case PathRow():
+            return {
+                "nodes": [node_json(node) for node in row.nodes],
+                "edges": [edge_json(edge) for edge in row.edges],
+                "length": row.length,
+            }
+        case VersionRow():
+            return {
+                "timestamp": format_timestamp(row.timestamp),
+                "deleted": row.entity is None,
+                "entity": None if row.entity is None else entity_json(row.entity),
+            }
+        case BlockRow():
+            return {"cid": cid_text(row.digest), "block": value_to_json(row.block)}
+
+
+def _statistics_json(statistics: Statistics) -> dict[str, Any]:
+    return {
+        "partitions": statistics.partitions,
+        "cluster_nodes": statistics.cluster_nodes,
+        "scanned": statistics.scanned,
+        "elapsed_ms": round(statistics.elapsed_ms, 3),
+        "index": statistics.index,
+    }

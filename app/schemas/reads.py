@@ -1,0 +1,72 @@
+"""The query parameters with which single entities and their surroundings are read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.schemas.operations import TimeoutMs
+from app.schemas.values import CidText
+from cluster_core.query.plan import LIMIT_DEFAULT, Direction
+from cluster_core.types import Consistency
+
+__all__ = [
+    "EdgeParameters",
+    "HistoryParameters",
+    "NeighbourParameters",
+    "NoParameters",
+    "NodeParameters",
+    "ReadParameters",
+]
+
+
+class NoParameters(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReadParameters(NoParameters):
+    consistency: Annotated[
+        Consistency,
+        Field(
+            description="`strong`: linearizable. `read_your_writes`: at least as new as the "
+            "Kotoba-Session header. `eventual`: what this node has."
+        ),
+    ] = "strong"
+    as_of: Annotated[
+        str | None,
+        Field(
+            description="A past time: a timestamp of the database or RFC 3339.",
+            examples=["2026-11-23T14:36:40.123Z"],
+        ),
+    ] = None
+    max_staleness_ms: Annotated[
+        int | None, Field(ge=0, description="With `eventual`: how old the answer may be.")
+    ] = None
+    timeout_ms: TimeoutMs = None
+
+
+class NodeParameters(ReadParameters):
+    version: Annotated[CidText | None, Field(description="Exactly this version of the entity.")] = (
+        None
+    )
+
+
+class EdgeParameters(NodeParameters):
+    source_cid: Annotated[
+        CidText | None,
+        Field(description="The node where the edge begins: saves asking every partition."),
+    ] = None
+
+
+class HistoryParameters(ReadParameters):
+    limit: Annotated[int, Field(ge=1, description="Versions, at most.")] = LIMIT_DEFAULT
+
+
+class NeighbourParameters(ReadParameters):
+    direction: Direction = "out"
+    label: Annotated[str | None, Field(description="Only edges with this label.")] = None
+    limit: Annotated[int, Field(ge=1, description="Edges on a page, at most.")] = LIMIT_DEFAULT
+    cursor: Annotated[
+        str | None, Field(description="From the page before: continues in its snapshot.")
+    ] = None

@@ -1,0 +1,149 @@
+"""Values, CIDs and timestamps of the public API: their OpenAPI schemas and their texts.
+
+What a value's JSON means is the business of :mod:`cluster_core.graph.values`, what a timestamp's
+text means that of :mod:`cluster_core.hlc`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
+from typing_extensions import TypeAliasType
+
+from cluster_core.graph.values import (
+    INT_MAX,
+    INT_MIN,
+    Value,
+    properties_from_json,
+    properties_to_json,
+)
+
+__all__ = [
+    "CID_EXAMPLE",
+    "TIMESTAMP_EXAMPLE",
+    "VERSION_EXAMPLE",
+    "AnswerModel",
+    "CidText",
+    "JsonValue",
+    "RequestModel",
+    "TimestampText",
+    "properties_of",
+    "written_properties",
+]
+
+CID_EXAMPLE: Final = "bafyreigdmqpykrgxyaxtlafqpqhzrb7qy2rh75nldvfd4tucqmqqme5yje"
+VERSION_EXAMPLE: Final = "bafyreiccyjpxtt3wmi6wpd6dqsyo5xx5atrzqx7xhprz5o3vvihfgjhu2e"
+TIMESTAMP_EXAMPLE: Final = "1795447000123.00000"
+
+
+class RequestModel(BaseModel):
+    """What a client sends as JSON: types are strict, and an unknown field is an error."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class AnswerModel(BaseModel):
+    """What a client gets. Documents the answer; the JSON itself is written by hand."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+CidText = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "title": "CID",
+            "description": "A CID of this database: CIDv1, dag-cbor, sha2-256, base32.",
+            "pattern": "^bafyrei[a-h][a-z2-7]{50}[aeimquy4]$",
+            "examples": [CID_EXAMPLE],
+        }
+    ),
+]
+"""Checked where it becomes a digest, so that the hot path does not check it twice."""
+
+TimestampText = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "title": "Timestamp",
+            "description": "Milliseconds since 1970, a dot, and a counter of five digits. Sorts "
+            "as text.",
+            "pattern": "^[0-9]{1,15}\\.[0-9]{5}$",
+            "examples": [TIMESTAMP_EXAMPLE],
+        }
+    ),
+]
+
+
+def _object_of_one_key(title: str, inner: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "title": title,
+        "properties": {"/": inner},
+        "required": ["/"],
+        "additionalProperties": False,
+    }
+
+
+_BASE64: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {"bytes": {"type": "string", "description": "base64, no padding"}},
+    "required": ["bytes"],
+    "additionalProperties": False,
+}
+_SCALARS: Final[list[dict[str, Any]]] = [
+    {"type": "null"},
+    {"type": "boolean"},
+    {"type": "integer", "minimum": INT_MIN, "maximum": INT_MAX},
+    {"type": "number"},
+    {"type": "string"},
+    _object_of_one_key("Bytes", _BASE64),
+    _object_of_one_key("Link", {"type": "string", "description": "any CID"}),
+]
+
+JsonValue = TypeAliasType(
+    "JsonValue",
+    Annotated[
+        Any,
+        WithJsonSchema(
+            {
+                "title": "Value",
+                "description": "null, bool, 64-bit int, finite float, string, bytes "
+                '`{"/": {"bytes": "<base64>"}}`, link `{"/": "<cid>"}`, or a list of these.',
+                "anyOf": [*_SCALARS, {"type": "array", "items": {"anyOf": _SCALARS}}],
+                "examples": ["Alice"],
+            }
+        ),
+    ],
+)
+"""To pydantic any JSON at all; :func:`properties_of` checks what it is."""
+
+
+def properties_of(document: dict[str, Any], where: str) -> dict[str, Value]:
+    """The properties that a JSON object spells. Raises InvalidRequest.
+
+    Hot: an object of common scalars is its own answer after one look at each class (0.3 µs for
+    three properties, against 2 µs).
+    """
+    for value in document.values():
+        kind = type(value)
+        if kind is str or kind is bool or value is None:
+            continue
+        if kind is int and INT_MIN <= value <= INT_MAX:
+            continue
+        return properties_from_json(document, where)
+    return document
+
+
+def written_properties(properties: dict[str, Value]) -> dict[str, Any]:
+    """The JSON of ``properties``; the same dict where every value is JSON already."""
+    for value in properties.values():
+        if value is not None and type(value) not in _JSON_ALREADY:
+            return properties_to_json(properties)
+    return properties
+
+
+_JSON_ALREADY: Final = frozenset((str, int, bool, float))
