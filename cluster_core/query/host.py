@@ -1,0 +1,74 @@
+"""What the query engine asks of the cluster node that it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+import msgspec
+
+from cluster_core.ports import Engine
+from cluster_core.types import Digest, NodeId, Timestamp
+
+__all__ = ["QueryHost", "ReadAgain", "ReadPoint"]
+
+
+class ReadPoint(msgspec.Struct, frozen=True, array_like=True):
+    """The snapshot that a query reads: the same on every node that works for it.
+
+    ``applied`` holds, for partitions where it matters, the log index that a replica must have
+    applied before it may serve ``timestamp``. ``skip_intents`` is set by ``eventual`` reads, which
+    take what is there.
+    """
+
+    timestamp: Timestamp
+    applied: dict[int, int] = {}
+    skip_intents: bool = False
+
+
+class ReadAgain(Exception):
+    """A strong read met a transaction that committed above its time: it starts again there."""
+
+    def __init__(self, timestamp: Timestamp) -> None:
+        super().__init__(f"read again at {timestamp}")
+        self.timestamp = timestamp
+
+
+class QueryHost(Protocol):
+    """A cluster node, seen from a query. All calls come from the event loop's thread."""
+
+    @property
+    def node_id(self) -> NodeId: ...
+
+    @property
+    def partition_count(self) -> int: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    def serving_node(self, partition: int) -> NodeId:
+        """A node with a replica of ``partition``: this one when it has one that may serve."""
+        ...
+
+    async def run_remote(self, node: NodeId, task: bytes) -> bytes:
+        """Run :func:`~cluster_core.query.local.run_task_bytes` at ``node``.
+
+        Raises the KotobaError that it raised there, or one for a node that cannot be reached.
+        """
+        ...
+
+    async def wait_applied(self, partition: int, index: int) -> None:
+        """Return when the local replica of ``partition`` has applied ``index``."""
+        ...
+
+    async def settle(
+        self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None
+    ) -> None:
+        """Return when every intent prepared at or below ``timestamp`` on ``digests`` is decided.
+
+        An intent is *on* a digest when it locks it, or would write its record, an adjacency entry
+        of it (``source`` of OUT, ``target`` of IN), or a VERSION entry with that digest. None means
+        every intent of the partition. What was decided is applied to the engine by then. Raises
+        :class:`ReadAgain` when one committed above ``timestamp`` and the read is strong.
+        """
+        ...

@@ -1,0 +1,243 @@
+"""Tasks: the work of a query that is done where the data is, and its results.
+
+They travel between cluster nodes as msgpack arrays. Lists of the same length belong together place
+by place (a *column* each): that is the form that msgpack reads and writes fastest. Entities travel
+as the records that are stored, so a node that only passes them on never decodes them.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from cluster_core.graph.values import Value, encode_message, message_decoder
+from cluster_core.query.host import ReadPoint
+from cluster_core.query.plan import OrderBy
+from cluster_core.types import Digest, Timestamp
+
+__all__ = [
+    "Adjacency",
+    "Again",
+    "Budget",
+    "CountResult",
+    "CountTask",
+    "ExpandResult",
+    "ExpandTask",
+    "HistoryResult",
+    "HistoryTask",
+    "LoadResult",
+    "LoadTask",
+    "LocateResult",
+    "LocateTask",
+    "Located",
+    "Result",
+    "ScanResult",
+    "ScanTask",
+    "Stored",
+    "Task",
+    "TaskRequest",
+    "decode_request",
+    "decode_result",
+    "encode_request",
+    "encode_result",
+]
+
+_Position = bytes
+
+
+class Budget(msgspec.Struct, array_like=True, frozen=True):
+    """What one task may spend. What ends it early says so in its result."""
+
+    scanned: int
+    """Stored pairs to look at."""
+    bytes: int
+    """Bytes of records to return."""
+
+
+class Stored(msgspec.Struct, array_like=True, frozen=True):
+    """One version as it is stored; an empty record is a deletion."""
+
+    digest: Digest
+    timestamp: Timestamp
+    record: bytes
+
+
+# Tasks
+
+
+class LoadTask(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """Entities by their first CIDs, each in the partition that is known to hold it.
+
+    ``want`` records: the records that satisfy ``where``. marks: only whether they do. weights: the
+    value of the property ``weight``.
+    """
+
+    partitions: list[int]
+    digests: list[Digest]
+    kind: int | None = None
+    """``VERTEX`` or ``EDGE`` of ``graph/records.py``: an entity of another kind is none."""
+    where: bytes = b""
+    want: Literal["records", "marks", "weights"] = "records"
+    weight: str | None = None
+
+
+class LocateTask(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """Whether one of these partitions knows an entity or a version by any of its CIDs."""
+
+    partitions: list[int]
+    digests: list[Digest]
+    exact: bool = False
+    """The first CID, too, means the first version."""
+    thorough: bool = False
+    """Wait for every undecided transaction: the CID of a version that one of them wrote is on
+    nobody's list of locks."""
+
+
+class ScanTask(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """The first ``limit`` entities after ``after`` that fit, in the order of the query.
+
+    Without ``order_by`` a position is ``partition (2) · digest``, with it ``order key · digest``.
+    """
+
+    partitions: list[int]
+    kind: int
+    labels: list[str]
+    where: bytes
+    order_by: tuple[OrderBy, ...]
+    limit: int
+    after: _Position = b""
+
+
+class CountTask(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """How many entities fit, in each group."""
+
+    partitions: list[int]
+    kind: int
+    labels: list[str]
+    where: bytes
+    group_by: str | None
+    groups_max: int
+
+
+class ExpandTask(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """The edges of vertices, each vertex in its own partition: IN before OUT, by label and digest.
+
+    ``where`` and ``weight`` are read from the edge records, which live with the source: here they
+    work on OUT alone, and whoever asks does the rest for IN.
+    """
+
+    partitions: list[int]
+    vertices: list[Digest]
+    inward: bool
+    outward: bool
+    labels: list[str] | None
+    limit: int
+    """Entries to return; the result says where it stopped."""
+    after: _Position = b""
+    """Of the first vertex: ``table · label · 0 · edge``, the last entry that is known already."""
+    where: bytes = b""
+    weight: str | None = None
+
+
+class HistoryTask(msgspec.Struct, array_like=True, frozen=True, tag=6):
+    """The versions of one entity, newest first."""
+
+    partition: int
+    digest: Digest
+    limit: int
+
+
+Task = LoadTask | LocateTask | ScanTask | CountTask | ExpandTask | HistoryTask
+
+
+class TaskRequest(msgspec.Struct, array_like=True, frozen=True):
+    task: Task
+    point: ReadPoint
+    budget: Budget
+    timeout_ms: int
+    """What is left of the query's time."""
+
+
+# Results
+
+
+class LoadResult(msgspec.Struct, array_like=True, tag=1):
+    """The column that was wanted. A column shorter than ``digests`` was cut by the bytes' budget.
+
+    In ``records`` None is an entity that this partition has never known, or that does not fit.
+    """
+
+    scanned: int
+    records: list[Stored | None] = []
+    marks: list[bool] = []
+    weights: list[Value] = []
+
+
+class Located(msgspec.Struct, array_like=True, frozen=True):
+    asked: Digest
+    partition: int
+    version: Stored
+
+
+class LocateResult(msgspec.Struct, array_like=True, tag=2):
+    scanned: int
+    found: list[Located]
+
+
+class ScanResult(msgspec.Struct, array_like=True, tag=3):
+    scanned: int
+    rows: list[Stored]
+    more: bool = False
+    """There are rows that fit after the last of ``rows``."""
+    bound: str | None = None
+    """The budget that ended the scan: scanned or bytes."""
+    stopped: _Position = b""
+    """Without ``order_by``, where the scan was when its budget ended; all before it is told."""
+
+
+class CountResult(msgspec.Struct, array_like=True, tag=4):
+    scanned: int
+    groups: list[tuple[Value, int]]
+    bound: str | None = None
+    """scanned; or groups, when there are more than ``groups_max``."""
+
+
+class Adjacency(msgspec.Struct, array_like=True):
+    """Entries of one table, those of the first vertex first."""
+
+    counts: list[int]
+    """Of each vertex."""
+    fars: list[Digest]
+    edges: list[Digest]
+    weights: list[Value]
+
+
+class ExpandResult(msgspec.Struct, array_like=True, tag=5):
+    scanned: int
+    ins: Adjacency
+    outs: Adjacency
+    next: int | None = None
+    """The vertex at which the next task goes on, ``after`` this position."""
+    after: _Position = b""
+    bound: str | None = None
+
+
+class HistoryResult(msgspec.Struct, array_like=True, tag=6):
+    scanned: int
+    versions: list[Stored]
+    bound: str | None = None
+
+
+class Again(msgspec.Struct, array_like=True, tag=7):
+    """A :class:`~cluster_core.query.host.ReadAgain` on its way to the node that asked."""
+
+    timestamp: Timestamp
+
+
+Result = LoadResult | LocateResult | ScanResult | CountResult | ExpandResult | HistoryResult
+
+encode_request: Final = encode_message
+decode_request: Final = message_decoder(TaskRequest)
+encode_result: Final = encode_message
+decode_result: Final = message_decoder(Result | Again)
