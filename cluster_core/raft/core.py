@@ -286,24 +286,30 @@ class Raft:
         elif self._elapsed >= self._timeout:
             self.campaign()
 
+    def refusal(self) -> Refusal | None:
+        """Why a proposal would be refused now; None when the next one is let in, however large."""
+        if self.role is not Role.LEADER:
+            return Refusal.NOT_LEADER
+        if self.transferee:
+            return Refusal.TRANSFERRING
+        if self._uncommitted_bytes >= self._config.uncommitted_bytes_max:
+            return Refusal.TOO_MANY_UNCOMMITTED
+        return None
+
     def propose(self, data: bytes) -> tuple[int, int]:
         """Append ``data`` to the log of a leader: index and term of its entry.
 
         It is executed if the entry applied at that index has that term, and never if another one
-        has. Raises :class:`ProposalRefused`, leaving nothing behind. One proposal is always let in
-        when nothing is uncommitted, however large.
+        has. Raises :class:`ProposalRefused`, leaving nothing behind, exactly when :meth:`refusal`
+        says why; so the uncommitted bytes may pass their bound by one proposal.
         """
         assert data, "empty entries are the leader's own"
-        if self.role is not Role.LEADER:
-            raise ProposalRefused(Refusal.NOT_LEADER)
-        if self.transferee:
-            raise ProposalRefused(Refusal.TRANSFERRING)
-        uncommitted = self._uncommitted_bytes
-        if uncommitted and uncommitted + len(data) > self._config.uncommitted_bytes_max:
-            raise ProposalRefused(Refusal.TOO_MANY_UNCOMMITTED)
+        reason = self.refusal()
+        if reason is not None:
+            raise ProposalRefused(reason)
         index = self._log.last_index + 1
         self._log.append(Entry(self.term, index, data))
-        self._uncommitted_bytes = uncommitted + len(data)
+        self._uncommitted_bytes += len(data)
         self._append_due = True
         return index, self.term
 

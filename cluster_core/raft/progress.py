@@ -145,10 +145,10 @@ class Progress:
     def rejected(self, index: int, hint: int) -> bool:
         """The peer has no entry at ``index`` that agrees with ours; the logs may agree at ``hint``.
 
-        False when the rejection is an old one. It answers an Append whose ``prev_index`` was
-        ``index``: what is known to match cannot be refused, and a probe has one ``prev_index``.
+        False when the rejection is an old one: what is known to match cannot be refused, a
+        probe has one ``prev_index``, and nothing was sent from beyond ``next``.
         """
-        if index <= self.match:
+        if not self.match < index < self.next:
             return False
         if self.state is ProgressState.PROBE and index != self.next - 1:
             return False

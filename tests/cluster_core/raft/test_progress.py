@@ -1,0 +1,133 @@
+"""A leader's view of one peer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster_core.raft.progress import Inflights, Progress, ProgressState
+
+
+def progress(*, next_index: int = 6, messages_max: int = 3, bytes_max: int = 100) -> Progress:
+    made = Progress(2, Inflights(messages_max, bytes_max))
+    made.reset(next_index)
+    return made
+
+
+def replicating(match: int = 5) -> Progress:
+    made = progress()
+    assert made.acked(match)
+    return made
+
+
+def test_a_new_leader_probes_behind_its_own_last_entry() -> None:
+    made = progress(next_index=6)
+    assert (made.state, made.match, made.next) == (ProgressState.PROBE, 0, 6)
+
+
+def test_an_acknowledged_probe_starts_replication_behind_it() -> None:
+    made = progress()
+    made.sent(7, 10, 3)
+    assert made.probe_sent
+    assert made.acked(7)
+    assert (made.state, made.match, made.next) == (ProgressState.REPLICATE, 7, 8)
+    assert not made.probe_sent
+    assert made.commit_sent == 3
+
+
+def test_an_empty_probe_that_is_acknowledged_starts_replication_too() -> None:
+    made = replicating(5)
+    made.become_probe()
+    made.sent(5, 0, 5)
+    assert made.acked(5)
+    assert (made.state, made.match, made.next) == (ProgressState.REPLICATE, 5, 6)
+
+
+def test_sending_moves_next_before_the_acknowledgement() -> None:
+    made = replicating(5)
+    made.sent(6, 10, 5)
+    made.sent(9, 10, 5)
+    assert (made.match, made.next, len(made.inflights)) == (5, 10, 2)
+    assert made.acked(6)
+    assert (made.match, made.next, len(made.inflights)) == (6, 10, 1)
+
+
+def test_an_old_acknowledgement_is_no_news() -> None:
+    made = replicating(5)
+    assert not made.acked(5)
+    assert not made.acked(3)
+    assert made.match == 5
+
+
+def test_a_rejection_while_replicating_goes_back_to_probing_and_forgets_the_flight() -> None:
+    made = replicating(5)
+    made.sent(6, 10, 5)
+    made.sent(9, 10, 5)
+    assert made.rejected(6, hint=5)
+    assert (made.state, made.next, len(made.inflights)) == (ProgressState.PROBE, 6, 0)
+    assert made.commit_sent == 0, "what was sent along with it may be lost as well"
+
+
+def test_a_rejection_of_what_matches_is_an_old_one() -> None:
+    made = replicating(5)
+    assert not made.rejected(4, hint=2)
+    assert not made.rejected(5, hint=2)
+    assert made.state is ProgressState.REPLICATE
+
+
+def test_a_rejection_of_what_was_never_sent_is_an_old_one() -> None:
+    made = replicating(5)
+    assert not made.rejected(8, hint=7)
+    assert made.state is ProgressState.REPLICATE
+
+
+def test_only_the_answer_to_the_probe_itself_moves_it() -> None:
+    made = progress(next_index=10)
+    assert not made.rejected(7, hint=3)
+    assert made.next == 10
+    assert made.rejected(9, hint=3)
+    assert made.next == 4
+    assert not made.probe_sent
+
+
+@given(
+    match=st.integers(0, 20),
+    ahead=st.integers(0, 20),
+    index=st.integers(0, 60),
+    hint=st.integers(0, 60),
+    probing=st.booleans(),
+)
+def test_match_stays_below_next_and_a_rejection_never_moves_next_forward(
+    match: int, ahead: int, index: int, hint: int, probing: bool
+) -> None:
+    made = progress(next_index=match + 1)
+    if match:
+        made.acked(match)
+    if probing:
+        made.become_probe()
+    made.next += ahead
+    before = made.next
+    made.rejected(index, hint)
+    assert made.match == match < made.next <= max(before, match + 1)
+
+
+def test_inflights_are_bounded_by_number() -> None:
+    flight = Inflights(2, 1_000)
+    flight.add(1, 10)
+    flight.add(5, 10)
+    assert flight.full
+    with pytest.raises(AssertionError):
+        flight.add(6, 10)
+    flight.free_to(4)
+    assert (len(flight), flight.bytes, flight.full) == (1, 10, False)
+
+
+def test_inflights_are_bounded_by_bytes_which_one_message_may_pass() -> None:
+    flight = Inflights(100, 50)
+    flight.add(1, 49)
+    assert not flight.full
+    flight.add(2, 300)
+    assert flight.full
+    flight.free_to(2)
+    assert (len(flight), flight.bytes) == (0, 0)
