@@ -1,0 +1,351 @@
+"""KotobaCluster: one node of the database, for people who embed it in their own asyncio program.
+
+    cluster = KotobaCluster("node-1", data_dir=Path("data"), transport=transport)
+    await cluster.start("127.0.0.1:8080")
+    await cluster.ready()
+    result = await cluster.execute_operation(CreateNode(labels=("Person",), properties={...}))
+    await cluster.stop()
+
+Without a transport it is a database of one node, in this process only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random as random_module
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+from cluster_core.config import ClusterConfig
+from cluster_core.errors import InvalidRequest, KotobaError, Unavailable
+from cluster_core.graph.operations import BatchOperation, Operation, OperationResult
+from cluster_core.membership.forming import FORMING, Founding, Member, form
+from cluster_core.node.bus import EventBus, Subscription
+from cluster_core.node.identity import Identity
+from cluster_core.node.local import NoTransport, SystemClock
+from cluster_core.node.node import ClusterNode
+from cluster_core.node.observe import (
+    health_of,
+    partition_status,
+    readiness_of,
+    status_of,
+)
+from cluster_core.ports import Clock, Engine, Random, Transport
+from cluster_core.query.plan import Query
+from cluster_core.query.results import QueryResult
+from cluster_core.status import ClusterStatus, HealthStatus, PartitionStatus, ReadyStatus
+from cluster_core.storage import MemoryEngine, RocksEngine
+from cluster_core.types import Consistency, Digest, NodeId, Timestamp, partition_of
+
+__all__ = ["KotobaCluster"]
+
+log = logging.getLogger("kotoba.cluster")
+
+
+class KotobaCluster:
+    """See the module.
+
+    ``data_dir`` holds the node's RocksDB; without it (and without ``engine``) everything is in
+    memory and gone with the process. ``peers`` are the addresses of the other founding nodes.
+    ``advertise`` is where others reach this node, when that is not the address it listens at.
+    The remaining arguments replace the ports of :mod:`cluster_core.ports`.
+    """
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        config: ClusterConfig | None = None,
+        *,
+        data_dir: Path | None = None,
+        peers: Sequence[str] = (),
+        advertise: str | None = None,
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+        engine: Engine | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.node_id = node_id
+        self.config = config or ClusterConfig()
+        self.address = ""
+        self._data_dir = data_dir
+        self._peers = list(peers)
+        self._advertise = advertise
+        self._transport: Transport = transport or NoTransport()
+        self._wall: Clock = clock or SystemClock()
+        self._engine = engine
+        self._random: Random = random or random_module.Random()
+        self._bus = EventBus(self.config.limits.event_queue_max)
+        self._identity: Identity | None = None
+        self._node: ClusterNode | None = None
+        self._forming: asyncio.Task[None] | None = None
+        self._trouble: str | None = None
+        self._founded = asyncio.Event()
+
+    # Life.
+
+    async def start(self, address: str) -> None:
+        """Open the store, listen at ``address`` (``host:port``) and begin to form or to recover.
+
+        Returns when this node listens; :meth:`ready` waits for the cluster. Raises StorageFailed,
+        InvalidRequest, or what the transport raises when it cannot listen.
+        """
+        assert self._identity is None, "a cluster object is started once"
+        self.address = self._advertise or address
+        if self._engine is None:
+            self._engine = MemoryEngine() if self._data_dir is None else RocksEngine(self._data_dir)
+        try:
+            self._identity = await Identity.load(self._engine, self.node_id, self._random)
+            await self._transport.listen(address, self)
+        except BaseException:
+            self._engine.close()
+            raise
+        if self._identity.founding is not None:
+            self._begin(self._identity.founding)
+        else:
+            self._forming = asyncio.get_running_loop().create_task(self._form())
+
+    async def ready(self, timeout: float = 30.0) -> None:
+        """Wait until this node has joined, and most partitions have a leader that it can reach.
+
+        Raises Unavailable with what is missing.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            readiness = await self.readiness()
+            if readiness.is_ready:
+                return
+            if loop.time() >= deadline:
+                raise Unavailable(f"not ready after {timeout:g} s: {'; '.join(readiness.missing)}")
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """Hand leaderships over, finish what is in flight, close the store."""
+        if self._forming is not None:
+            self._forming.cancel()
+            await asyncio.gather(self._forming, return_exceptions=True)
+        if self._node is not None:
+            await self._node.stop()
+        self._bus.close()
+        await self._transport.close()
+        if self._engine is not None:
+            self._engine.close()
+
+    async def _form(self) -> None:
+        """Found a cluster with the peers, or be named by one that is founded (rule 20)."""
+        identity = self._own
+        own = Member(
+            node_id=self.node_id,
+            store_id=identity.store_id,
+            address=self.address,
+            zone=self.config.zone,
+        )
+        try:
+            founding = await form(
+                own=own,
+                peers=self._peers,
+                proposed=identity.proposed,
+                config=self.config,
+                transport=self._transport,
+                persist=identity.propose,
+                on_problem=self._note_trouble,
+                on_start=self._note_forming,
+            )
+            await identity.found(founding)
+        except KotobaError as error:
+            self._note_trouble(error.detail)
+            log.error("this node cannot join its cluster: %s", error.detail)
+            return
+        self._trouble = None
+        self._begin(founding)
+
+    def _begin(self, founding: Founding) -> None:
+        assert self._engine is not None
+        clock = self._own.clock(self._wall, self.config.replication.clock_ceiling_ahead_ms)
+        self._transport.identify(
+            cluster_id=founding.cluster_id, node_id=self.node_id, store_id=self._own.store_id
+        )
+        self._node = ClusterNode(
+            node_id=self.node_id,
+            founding=founding,
+            engine=self._engine,
+            clock=clock,
+            transport=self._transport,
+            config=self.config,
+            random=self._random,
+            bus=self._bus,
+        )
+        self._node.start()
+        self._founded.set()
+
+    # What the transport tells (ports.Receiver).
+
+    def on_frames(self, peer: NodeId, frames: list[bytes]) -> None:
+        if self._node is not None:
+            self._node.on_frames(peer, frames)
+
+    def on_peer_up(self, peer: NodeId) -> None:
+        if self._node is not None:
+            self._node.on_peer_up(peer)
+
+    def on_peer_down(self, peer: NodeId) -> None:
+        if self._node is not None:
+            self._node.on_peer_down(peer)
+
+    async def on_call(self, method: str, body: bytes) -> bytes:
+        if method != FORMING:
+            raise InvalidRequest(f"no such call: {method}", errors=[])
+        return self._answer_forming(body)
+
+    # Writing and reading.
+
+    async def execute_operation(
+        self,
+        operation: Operation,
+        *,
+        consistency: Literal["strong", "eventual"] = "strong",
+        idempotency_key: str | None = None,
+        principal: str = "",
+        nonce: bytes | None = None,
+        forward: bool = True,
+        timeout_ms: int | None = None,
+    ) -> OperationResult:
+        """Execute one operation, wherever its partition is led.
+
+        ``strong`` returns when a majority has it on its disks; ``eventual`` when the leader has.
+        With ``forward=False`` raises NotLeader (``leader``: node id and address; ``nonce``: of a
+        creation) instead of asking another node. ``timeout_ms`` is at most the configured limit.
+        """
+        return await self.node.writes.operation(
+            operation,
+            eventual=consistency == "eventual",
+            idempotency_key=idempotency_key,
+            principal=principal,
+            nonce=nonce,
+            forward=forward,
+            deadline=self._deadline(timeout_ms),
+        )
+
+    async def execute_batch(
+        self,
+        operations: Sequence[BatchOperation],
+        *,
+        consistency: Literal["strong", "eventual"] = "strong",
+        idempotency_key: str | None = None,
+        principal: str = "",
+        timeout_ms: int | None = None,
+    ) -> list[OperationResult | KotobaError]:
+        """Execute operations, each for itself; results in order, an error in place of a failure."""
+        return await self.node.writes.batch(
+            operations,
+            eventual=consistency == "eventual",
+            idempotency_key=idempotency_key,
+            principal=principal,
+            deadline=self._deadline(timeout_ms),
+        )
+
+    async def execute_query(
+        self,
+        query: Query,
+        *,
+        consistency: Consistency = "strong",
+        as_of: Timestamp | None = None,
+        session: Timestamp | None = None,
+        max_staleness_ms: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> QueryResult:
+        """Run a query on one snapshot: the present (``strong``), what this node has
+        (``eventual``), or a past moment (``as_of``).
+
+        ``read_your_writes`` with the ``session`` of your last write is served as a strong read,
+        which promises more; so is ``eventual`` with a bound on its staleness.
+        """
+        if consistency == "eventual" and (session is not None or max_staleness_ms is not None):
+            consistency = "strong"
+        return await self.node.query(
+            query,
+            consistency=consistency,
+            as_of=as_of,
+            deadline=self._deadline(timeout_ms),
+        )
+
+    def _deadline(self, timeout_ms: int | None) -> float:
+        limits = self.config.limits
+        wanted = limits.timeout_ms if timeout_ms is None else timeout_ms
+        if not 1 <= wanted <= limits.timeout_ms_max:
+            why = f"must be 1 to {limits.timeout_ms_max}"
+            raise InvalidRequest(f"timeout_ms {why}", errors=[{"where": "timeout_ms", "why": why}])
+        return asyncio.get_running_loop().time() + wanted / 1000
+
+    # Observing.
+
+    async def get_status(self) -> ClusterStatus:
+        """The cluster as this node sees it."""
+        return status_of(self)
+
+    async def check_health(self) -> HealthStatus:
+        """Whether the cluster is healthy, and whether this node can serve."""
+        return health_of(self)
+
+    async def readiness(self) -> ReadyStatus:
+        """Whether this node has joined, its disk works, and most partitions have a leader."""
+        return readiness_of(self)
+
+    async def partitions(self) -> list[PartitionStatus]:
+        count = self.node.founding.partition_count
+        return [partition_status(self.node, partition) for partition in range(count)]
+
+    async def partition(self, partition: int) -> PartitionStatus:
+        """Raises NotFound."""
+        return partition_status(self.node, partition)
+
+    async def partition_of(self, digest: Digest) -> PartitionStatus:
+        """The partition that is responsible for the entity with this first digest."""
+        count = self.node.founding.partition_count
+        return partition_status(self.node, partition_of(digest, count))
+
+    def subscribe_events(
+        self,
+        types: Collection[str] | None = None,
+        *,
+        labels: Collection[str] | None = None,
+        partitions: Collection[int] | None = None,
+        changes: bool = True,
+    ) -> Subscription:
+        """Cluster events and changes of the graph, from now on; an asynchronous iterator."""
+        return self._bus.subscribe(types, labels=labels, partitions=partitions, changes=changes)
+
+    def now(self) -> Timestamp:
+        """A reading of this node's clock, above every timestamp that it has seen."""
+        return self.node.clock.now()
+
+    @property
+    def node(self) -> ClusterNode:
+        """The founded node. Raises Unavailable while there is no cluster yet."""
+        if self._node is None:
+            raise Unavailable(self._trouble or "this node has not joined a cluster yet")
+        return self._node
+
+    @property
+    def founded(self) -> ClusterNode | None:
+        """The founded node, or None while there is no cluster yet."""
+        return self._node
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this node has not joined yet, as far as it knows."""
+        return self._trouble
+
+    @property
+    def engine(self) -> Engine | None:
+        return self._engine
+
+    @property
+    def _own(self) -> Identity:
+        assert self._identity is not None
+        return self._identity
+
+    def _note_trouble(self, problem: str | None) -> None:
+        self._trouble = problem

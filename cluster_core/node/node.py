@@ -1,0 +1,334 @@
+"""One founded cluster node: who owns what, and in which order it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from cluster_core.config import ClusterConfig
+from cluster_core.errors import KotobaError, StorageFull
+from cluster_core.events import Change, ClusterEvent
+from cluster_core.graph.cid import cid_text
+from cluster_core.graph.entities import Edge
+from cluster_core.graph.parts import decode_change
+from cluster_core.hlc import HybridClock, rfc3339
+from cluster_core.membership.detector import FailureDetector
+from cluster_core.membership.forming import Founding
+from cluster_core.node.bus import EventBus
+from cluster_core.node.reads import Reads
+from cluster_core.node.table import partition_table
+from cluster_core.node.writes import Writes
+from cluster_core.ports import Engine, Random, Transport
+from cluster_core.query.cursor import cursor_timestamp
+from cluster_core.query.execute import execute
+from cluster_core.query.host import ReadAgain, ReadPoint
+from cluster_core.query.plan import Get, Query, check_query
+from cluster_core.query.results import QueryResult, Statistics
+from cluster_core.replication.host import ReplicationHost
+from cluster_core.replication.mesh import Mesh
+from cluster_core.replication.replica import Replica
+from cluster_core.replication.router import Router
+from cluster_core.txn.executor import Executor
+from cluster_core.txn.participant import Participant
+from cluster_core.txn.sweep import Sweep
+from cluster_core.txn.transactions import Transactions
+from cluster_core.types import META_GROUP, Consistency, Digest, NodeId, Timestamp
+from cluster_core.wire.messages import Message
+
+__all__ = ["ClusterNode"]
+
+log = logging.getLogger("kotoba.node")
+
+HOUSEKEEPING_S: Final = 0.25
+"""Between two looks at the failure detector and at leaderships that belong elsewhere."""
+
+TRANSFERS_MAX: Final = 8
+"""Leaderships handed to their preferred nodes in one look: a node that comes back is not flooded."""
+
+PREFER_AFTER_S: Final = 2.0
+"""How long a peer must have been there before leaderships go home to it."""
+
+FOUNDING_CAMPAIGN_S: Final = 0.3
+"""A new cluster's preferred leaders campaign within this time of the streams' standing."""
+
+
+class ClusterNode:
+    """The parts of a founded node, composed; :class:`~cluster_core.cluster.KotobaCluster` drives it.
+
+    From below: the engine and the clock; the mesh; the host of all Raft groups; the router; the
+    participant, transactions and the executor; reads; writes. Each knows only those before it.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: NodeId,
+        founding: Founding,
+        engine: Engine,
+        clock: HybridClock,
+        transport: Transport,
+        config: ClusterConfig,
+        random: Random,
+        bus: EventBus,
+    ) -> None:
+        self.node_id = node_id
+        self.founding = founding
+        self.engine = engine
+        self.clock = clock
+        self.config = config
+        self.bus = bus
+        self.addresses = {member.node_id: member.address for member in founding.members}
+        self.tables = partition_table(founding, config.virtual_nodes)
+        self._transport = transport
+        self._random = random
+        self.host = ReplicationHost(
+            node_id=node_id,
+            engine=engine,
+            clock=clock,
+            config=config,
+            random=random,
+            send=self._send,
+            on_leader=self._report_leader,
+            on_storage_failed=self._report_storage,
+        )
+        self.mesh = Mesh(node_id, clock, transport, self._on_messages)
+        self.router = Router(self.host, self.mesh, self.tables)
+        self.participant = Participant(self.router, clock, config)
+        self.transactions = Transactions(self.router, self.participant, clock, config, random)
+        count = founding.partition_count
+        self.executor = Executor(self.router, clock, config, count, self.transactions)
+        self.reads = Reads(self.router, engine, clock, config, count)
+        self.writes = Writes(
+            self.router,
+            self.executor,
+            config,
+            count,
+            random,
+            self._locate_edges,
+            self.addresses.__getitem__,
+        )
+        others = [name for name in self.addresses if name != node_id]
+        self.detector = FailureDetector(
+            config.membership, others, asyncio.get_running_loop().time()
+        )
+        self.peers_up: dict[NodeId, float] = {}
+        """Since when the stream to each peer stands, in the loop's time."""
+        self._sweep = Sweep(self.router, self.transactions, clock, config)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._events = 0
+        self._is_new = False
+
+    # Start and stop.
+
+    def start(self) -> None:
+        """Bring this node's replicas to life and connect to the others."""
+        for group, table in self.tables.items():
+            if self.node_id in table.members.values():
+                self.host.add(group, table.members, list(table.voters))
+        self._is_new = all(replica.raft.term == 0 for replica in self.host.replicas.values())
+        for replica in self.host.replicas.values():
+            replica.on_change = self._report_change_of(replica)
+        peers = {name: address for name, address in self.addresses.items() if name != self.node_id}
+        self._transport.set_peers(peers)
+        self.host.start()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._sweep.run()), loop.create_task(self._keep_house())]
+        if self._is_new:
+            loop.call_later(
+                self._random.uniform(0.3, 1.0) * FOUNDING_CAMPAIGN_S, self._campaign_for_own
+            )
+
+    def _campaign_for_own(self) -> None:
+        """In a new cluster the preferred leader of each group is elected at once."""
+        for group, replica in self.host.replicas.items():
+            if self._preferred(group) == self.node_id and not replica.raft.leader:
+                replica.raft.campaign()
+                self.host.mark(replica)
+
+    async def stop(self, *, grace_s: float = 1.0) -> None:
+        """Hand the leaderships over, finish what is in flight, and stop."""
+        await self._hand_over(grace_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.transactions.close()
+        await self.participant.close()
+        await self.host.stop()
+        await self.mesh.close()
+        self.bus.close()
+
+    async def _hand_over(self, grace_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
+        while loop.time() < deadline and self.host.storage_error is None:
+            led = [replica for replica in self.host.replicas.values() if replica.is_leader]
+            pending = False
+            for replica in led:
+                heirs = [node for node in replica.members.values() if node in self.peers_up]
+                voters = self.tables[replica.group].voters
+                heirs = [n for r, n in replica.members.items() if n in heirs and r in voters]
+                if heirs:
+                    pending = True
+                    self.host.transfer(replica, heirs[replica.group % len(heirs)])
+            if not pending:
+                return
+            await asyncio.sleep(0.02)
+
+    # What the transport tells.
+
+    def on_frames(self, peer: NodeId, frames: list[bytes]) -> None:
+        self.detector.heard(peer, asyncio.get_running_loop().time())
+        self.mesh.on_frames(peer, frames)
+
+    def on_peer_up(self, peer: NodeId) -> None:
+        now = asyncio.get_running_loop().time()
+        self.peers_up[peer] = now
+        self.detector.heard(peer, now)
+
+    def on_peer_down(self, peer: NodeId) -> None:
+        self.peers_up.pop(peer, None)
+        self.detector.lost(peer, asyncio.get_running_loop().time())
+        self.host.on_peer_down(peer)
+        self.mesh.on_peer_down(peer)
+
+    def _send(self, peer: NodeId, messages: list[Message]) -> None:
+        self.mesh.send_messages(peer, messages)
+
+    def _on_messages(self, peer: NodeId, messages: list[Message]) -> None:
+        self.host.on_messages(peer, messages)
+
+    # Housekeeping.
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            now = asyncio.get_running_loop().time()
+            for peer in sorted(self.peers_up):
+                self.detector.heard(peer, now)
+            for transition in self.detector.tick(now):
+                self._report_transition(transition.before, transition.after, transition.node)
+            self._send_leaders_home(now)
+
+    def _send_leaders_home(self, now: float) -> None:
+        sent = 0
+        for group, replica in self.host.replicas.items():
+            home = self._preferred(group)
+            since = self.peers_up.get(home)
+            if sent == TRANSFERS_MAX or since is None or now - since < PREFER_AFTER_S:
+                continue
+            if replica.evaluation is not None and self._is_level(replica, home):
+                sent += self.host.transfer(replica, home)
+
+    def _preferred(self, group: int) -> NodeId:
+        return self.tables[group].members[1]
+
+    def _is_level(self, replica: Replica, node: NodeId) -> bool:
+        target = next(r for r, member in replica.members.items() if member == node)
+        return replica.raft.match_index(target) >= replica.raft.commit
+
+    # Events.
+
+    def _publish(self, type_: str, node: NodeId, **more: Any) -> None:
+        self._events += 1
+        at = rfc3339(self.clock.latest)
+        event_id = f"{self.node_id}-{self.clock.latest:x}-{self._events}"
+        self.bus.publish(ClusterEvent(type=type_, node_id=node, at=at, id=event_id, **more))
+
+    def _report_leader(self, replica: Replica) -> None:
+        leader = replica.leader
+        if leader is not None:
+            partition = None if replica.group == META_GROUP else replica.group - 1
+            self._publish("LeaderElected", leader, partition=partition, term=replica.raft.term)
+
+    def _report_storage(self, error: KotobaError) -> None:
+        if isinstance(error, StorageFull):
+            self._publish("StorageFull", self.node_id, detail=error.detail)
+
+    def _report_transition(self, before: str, after: str, node: NodeId) -> None:
+        names = {"suspected": "NodeSuspected", "failed": "NodeFailed", "active": "NodeRecovered"}
+        log.info("%s is %s (was %s)", node, after, before)
+        self._publish(names[after], node)
+
+    def _report_change_of(self, replica: Replica) -> Any:
+        partition = replica.group - 1
+
+        def report(key: bytes, value: bytes) -> None:
+            if not self.bus.change_listeners:
+                return
+            change = decode_change(key[11:], value)
+            is_edge = change.op.endswith("edge")
+            self.bus.publish(
+                Change(
+                    op=change.op,
+                    cid=cid_text(change.entity),
+                    version=None if change.version is None else cid_text(change.version),
+                    partition=partition,
+                    timestamp=int.from_bytes(key[3:11], "big"),
+                    label=change.labels[0] if is_edge else None,
+                    labels=() if is_edge else change.labels,
+                )
+            )
+
+        return report
+
+    # Queries.
+
+    async def query(
+        self,
+        query: Query,
+        *,
+        consistency: Consistency,
+        as_of: Timestamp | None,
+        deadline: float,
+    ) -> QueryResult:
+        """Run ``query`` on the snapshot that ``consistency`` asks for."""
+        check_query(query, self.config.limits)
+        if isinstance(query, Get) and len(query.cids) == 1 and as_of is None and not query.exact:
+            found = await self._get_at_home(query.cids[0], consistency, deadline)
+            if found is not None:
+                return found
+        pinned = cursor_timestamp(query) if as_of is None else as_of
+        while True:
+            point = await self._point(consistency, pinned, deadline)
+            try:
+                return await execute(query, self.reads, point, self.config.limits, deadline)
+            except ReadAgain as again:
+                # A transaction that was decided meanwhile committed above our snapshot, and its
+                # client may have been answered before we began.
+                self.clock.merge(again.timestamp)
+
+    async def _point(
+        self, consistency: Consistency, pinned: Timestamp | None, deadline: float
+    ) -> ReadPoint:
+        partitions = range(self.founding.partition_count)
+        if pinned is not None:
+            return await self.reads.at(pinned, partitions, deadline)
+        if consistency == "eventual":
+            return self.reads.eventual()
+        return await self.reads.strong(partitions, deadline)
+
+    async def _get_at_home(
+        self, digest: Digest, consistency: Consistency, deadline: float
+    ) -> QueryResult | None:
+        """One vertex from its own partition, the most frequent read: 1 partition confirmed instead
+        of all. None when it is not there: it may be an edge, or a version, of any partition."""
+        begin = asyncio.get_running_loop().time()
+        found = await self.reads.entity(digest, strong=consistency != "eventual", deadline=deadline)
+        if found is None:
+            return None
+        entity, timestamp = found
+        elapsed_ms = (asyncio.get_running_loop().time() - begin) * 1000
+        return QueryResult(
+            rows=[entity],
+            timestamp=timestamp,
+            statistics=Statistics(partitions=1, cluster_nodes=1, scanned=1, elapsed_ms=elapsed_ms),
+            found={digest: 0},
+        )
+
+    async def _locate_edges(self, edges: list[Digest], deadline: float) -> dict[Digest, Digest]:
+        """The source of each of ``edges`` that exists."""
+        result = await self.query(
+            Get(cids=tuple(edges)), consistency="strong", as_of=None, deadline=deadline
+        )
+        return {row.digest: row.source for row in result.rows if isinstance(row, Edge)}

@@ -1,0 +1,387 @@
+"""The way of a write: checked, placed, and executed at the leader of its home partition.
+
+This is the entry node's side. It finds the leader, or says who it is; it tries again after an answer
+that means "certainly not executed", and after a lost connection only where a retry cannot execute
+twice: under an Idempotency-Key, or for a creation, whose nonce makes the same entity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from cluster_core.config import ClusterConfig
+from cluster_core.errors import (
+    InternalError,
+    KotobaError,
+    NoLeader,
+    NotFound,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    error_from_fields,
+)
+from cluster_core.graph.cid import cid_text
+from cluster_core.graph.operations import (
+    BatchOperation,
+    CreateEdge,
+    CreateNode,
+    DeleteEdge,
+    Operation,
+    OperationResult,
+    UpdateEdge,
+    check_batch,
+    check_operation,
+    entity_nonce,
+    fingerprint,
+    home_partition,
+    place_creation,
+    resolve_refs,
+)
+from cluster_core.graph.values import encode_message, message_decoder
+from cluster_core.ports import Random
+from cluster_core.replication.router import RETRY_DELAY_S, Router
+from cluster_core.txn.executor import Executor
+from cluster_core.txn.items import Item
+from cluster_core.types import Digest, NodeId, group_of
+
+__all__ = ["Writes"]
+
+
+class _ExecuteRequest(msgspec.Struct, array_like=True, frozen=True):
+    items: list[Item]
+    timeout_ms: int
+    durable_here: bool
+
+
+class _Executed(msgspec.Struct, array_like=True, frozen=True):
+    """Of one item: its result, or the fields of its error."""
+
+    result: OperationResult | None
+    error: dict[str, Any] | None = None
+
+
+_decode_request = message_decoder(_ExecuteRequest)
+_decode_answer = message_decoder(list[_Executed])
+
+Outcome = OperationResult | KotobaError
+LocateEdges = Callable[[list[Digest], float], Any]
+
+
+class Writes:
+    """See the module. ``locate(edges, deadline)`` finds the source of each edge that exists."""
+
+    def __init__(
+        self,
+        router: Router,
+        executor: Executor,
+        config: ClusterConfig,
+        partition_count: int,
+        random: Random,
+        locate: LocateEdges,
+        address_of: Callable[[NodeId], str],
+    ) -> None:
+        self.processed = 0
+        self.failed = 0
+        self._router = router
+        self._executor = executor
+        self._config = config
+        self._limits = config.limits
+        self._partition_count = partition_count
+        self._random = random
+        self._locate = locate
+        self._address_of = address_of
+        self._inflight = 0
+        router.mesh.handle("execute", self._serve_execute)
+
+    async def operation(
+        self,
+        operation: Operation,
+        *,
+        eventual: bool,
+        idempotency_key: str | None,
+        principal: str,
+        nonce: bytes | None,
+        forward: bool,
+        deadline: float,
+    ) -> OperationResult:
+        """One operation. Without ``forward``, raises NotLeader where another node leads."""
+        check_operation(operation, self._limits)
+        self._enter(1)
+        try:
+            item = self._item(operation, idempotency_key, principal, 0, nonce)
+            if item is None:
+                item = await self._located(operation, idempotency_key, principal, deadline)
+            elif not forward:
+                await self._require_leader_here(item, deadline)
+            outcome = (await self._execute([item], eventual, deadline))[0]
+        finally:
+            self._inflight -= 1
+        self._count(outcome)
+        if isinstance(outcome, KotobaError):
+            raise outcome
+        return outcome
+
+    async def batch(
+        self,
+        operations: Sequence[BatchOperation],
+        *,
+        eventual: bool,
+        idempotency_key: str | None,
+        principal: str,
+        deadline: float,
+    ) -> list[Outcome]:
+        """Each operation for itself, results in order. Those that name refs wait for what they
+        name."""
+        check_batch(operations, self._limits)
+        self._enter(len(operations))
+        try:
+            outcomes: list[Outcome | None] = [None] * len(operations)
+            known: dict[str, Digest | None] = {}
+            todo = list(range(len(operations)))
+            while todo:
+                wave = [i for i in todo if all(n in known for n in operations[i].refs.values())]
+                assert wave, "a ref names an earlier operation"
+                await self._wave(
+                    wave,
+                    operations,
+                    known,
+                    outcomes,
+                    eventual,
+                    idempotency_key,
+                    principal,
+                    deadline,
+                )
+                done = set(wave)
+                todo = [position for position in todo if position not in done]
+        finally:
+            self._inflight -= len(operations)
+        finished = [
+            one or InternalError("an operation ended without an outcome") for one in outcomes
+        ]
+        for outcome in finished:
+            self._count(outcome)
+        return finished
+
+    # Steps of both.
+
+    def _enter(self, count: int) -> None:
+        bound = max(self._limits.inflight_requests_max, count)
+        if self._inflight + count > bound and self._inflight:
+            raise Overloaded("too many writes are in flight at this node")
+        self._inflight += count
+
+    def _count(self, outcome: Outcome) -> None:
+        if isinstance(outcome, KotobaError):
+            self.failed += 1
+        else:
+            self.processed += 1
+
+    async def _wave(
+        self,
+        wave: list[int],
+        operations: Sequence[BatchOperation],
+        known: dict[str, Digest | None],
+        outcomes: list[Outcome | None],
+        eventual: bool,
+        idempotency_key: str | None,
+        principal: str,
+        deadline: float,
+    ) -> None:
+        items: list[tuple[int, Item]] = []
+        lost: list[tuple[int, Operation]] = []
+        for position in wave:
+            one = operations[position]
+            try:
+                operation = resolve_refs(one, known)
+                check_operation(operation, self._limits)
+                item = self._item(operation, idempotency_key, principal, position, None)
+            except KotobaError as error:
+                outcomes[position] = error
+                continue
+            if item is None:
+                lost.append((position, operation))
+            else:
+                items.append((position, item))
+        if lost:
+            items += await self._locate_all(lost, outcomes, idempotency_key, principal, deadline)
+        results = await self._execute([item for _, item in items], eventual, deadline)
+        for (position, _), result in zip(items, results, strict=True):
+            outcomes[position] = result
+        for position in wave:
+            ref, outcome = operations[position].ref, outcomes[position]
+            if ref is not None:
+                known[ref] = outcome.digest if isinstance(outcome, OperationResult) else None
+
+    def _item(
+        self,
+        operation: Operation,
+        key: str | None,
+        principal: str,
+        index: int,
+        nonce: bytes | None,
+    ) -> Item | None:
+        """The operation with its nonce and its place; None when only a look-up can tell where an
+        edge lives."""
+        dedupe, print_ = b"", b""
+        if key is not None:
+            dedupe = entity_nonce(principal, key, index, 0)
+            print_ = fingerprint(operation)
+        check = key is not None or nonce is not None
+        if isinstance(operation, CreateNode | CreateEdge):
+            if key is not None:
+                placed = place_creation(operation, principal, key, index, self._partition_count)
+                return Item(placed.partition, operation, placed.nonce, True, dedupe, print_)
+            nonce = nonce or self._random.randbytes(16)
+        partition = home_partition(operation, nonce, self._partition_count)
+        if partition is None:
+            return None
+        return Item(partition, operation, nonce or b"", check, dedupe, print_)
+
+    async def _located(
+        self, operation: Operation, key: str | None, principal: str, deadline: float
+    ) -> Item:
+        outcomes: list[Outcome | None] = [None]
+        found = await self._locate_all([(0, operation)], outcomes, key, principal, deadline)
+        if isinstance(outcomes[0], KotobaError):
+            raise outcomes[0]
+        return found[0][1]
+
+    async def _locate_all(
+        self,
+        lost: list[tuple[int, Operation]],
+        outcomes: list[Outcome | None],
+        key: str | None,
+        principal: str,
+        deadline: float,
+    ) -> list[tuple[int, Item]]:
+        """Ask all partitions for the edges among ``lost``; what is nowhere is not found."""
+        digests = [_edge_of(operation) for _, operation in lost]
+        sources: dict[Digest, Digest] = await self._locate(digests, deadline)
+        items = []
+        for (position, operation), digest in zip(lost, digests, strict=True):
+            source = sources.get(digest)
+            if source is None:
+                cid = cid_text(digest)
+                outcomes[position] = NotFound(f"there is no edge {cid}", cid=cid)
+                continue
+            placed = msgspec.structs.replace(operation, source=source)
+            item = self._item(placed, key, principal, position, None)
+            assert item is not None
+            items.append((position, item))
+        return items
+
+    async def _require_leader_here(self, item: Item, deadline: float) -> None:
+        group = group_of(item.partition)
+        node = await self._router.find_leader(group, deadline)
+        if node != self._router.node_id:
+            leader = {"node_id": node, "address": self._address_of(node)}
+            extra: dict[str, Any] = {"leader": leader}
+            if item.nonce:
+                extra["nonce"] = item.nonce.hex()
+            raise NotLeader(f"{node} leads partition {item.partition}", **extra)
+
+    # Executing at the leaders.
+
+    async def _execute(
+        self, items: Sequence[Item], eventual: bool, deadline: float
+    ) -> list[Outcome]:
+        if len(items) == 1 and self._leads(items[0].partition):
+            outcomes = await self._executor.execute(items, deadline, durable_here=eventual)
+            if not _is_retriable(items[0], outcomes[0]):
+                return outcomes
+        outcomes_by_position: dict[int, Outcome] = {}
+        todo = list(range(len(items)))
+        sent = list(items)
+        loop = asyncio.get_running_loop()
+        while todo:
+            by_node: dict[NodeId, list[int]] = {}
+            for position in todo:
+                try:
+                    node = await self._router.find_leader(
+                        group_of(sent[position].partition), deadline
+                    )
+                    by_node.setdefault(node, []).append(position)
+                except NoLeader as error:
+                    outcomes_by_position[position] = error
+            await asyncio.gather(
+                *(
+                    self._execute_at(node, ones, sent, outcomes_by_position, eventual, deadline)
+                    for node, ones in by_node.items()
+                )
+            )
+            todo = [
+                position
+                for position in todo
+                if _is_retriable(sent[position], outcomes_by_position[position])
+            ]
+            if not todo or loop.time() + RETRY_DELAY_S >= deadline:
+                break
+            for position in todo:
+                self._router.forget(group_of(sent[position].partition))
+                if sent[position].nonce:
+                    sent[position] = msgspec.structs.replace(sent[position], check=True)
+            await asyncio.sleep(RETRY_DELAY_S)
+        return [outcomes_by_position[position] for position in range(len(items))]
+
+    def _leads(self, partition: int) -> bool:
+        replica = self._router.host.replicas.get(group_of(partition))
+        return replica is not None and replica.evaluation is not None
+
+    async def _execute_at(
+        self,
+        node: NodeId,
+        positions: list[int],
+        items: Sequence[Item],
+        outcomes: dict[int, Outcome],
+        eventual: bool,
+        deadline: float,
+    ) -> None:
+        here = [items[position] for position in positions]
+        results: Sequence[Outcome]
+        if node == self._router.node_id:
+            results = await self._executor.execute(here, deadline, durable_here=eventual)
+        else:
+            results = await self._execute_remotely(node, here, eventual, deadline)
+        outcomes.update(zip(positions, results, strict=True))
+
+    async def _execute_remotely(
+        self, node: NodeId, items: list[Item], eventual: bool, deadline: float
+    ) -> Sequence[Outcome]:
+        remaining = max(0.001, deadline - asyncio.get_running_loop().time())
+        body = encode_message(_ExecuteRequest(items, int(remaining * 1000), eventual))
+        try:
+            answer = await self._router.mesh.request(node, "execute", body, timeout=remaining)
+        except KotobaError as error:
+            return [error] * len(items)
+        return [one.result or error_from_fields(one.error or {}) for one in _decode_answer(answer)]
+
+    async def _serve_execute(self, peer: NodeId, body: bytes) -> bytes:
+        request = _decode_request(body)
+        deadline = asyncio.get_running_loop().time() + request.timeout_ms / 1000
+        outcomes = await self._executor.execute(
+            request.items, deadline, durable_here=request.durable_here
+        )
+        return encode_message(
+            [
+                _Executed(None, outcome.fields())
+                if isinstance(outcome, KotobaError)
+                else _Executed(outcome)
+                for outcome in outcomes
+            ]
+        )
+
+
+def _edge_of(operation: Operation) -> Digest:
+    assert isinstance(operation, UpdateEdge | DeleteEdge)
+    return operation.digest
+
+
+def _is_retriable(item: Item, outcome: Outcome) -> bool:
+    """Certainly not executed; or unknown, where a second execution gives the first answer."""
+    if isinstance(outcome, NoLeader):
+        return True
+    return isinstance(outcome, OutcomeUnknown) and bool(item.dedupe or item.nonce)

@@ -1,0 +1,189 @@
+"""What a leader knows beyond the applied state: the overlay of the mutations in flight in its term.
+
+An operation is evaluated against the database plus what earlier operations of this term will write
+once they commit. That is safe because entry n+1 of a term can only commit if entry n does. The
+overlay starts empty with the term and is thrown away with it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from cluster_core.ports import DATA, Engine
+from cluster_core.replication.command import Command, encode_command
+from cluster_core.replication.intents import Intent, encode_intent
+from cluster_core.replication.locks import LockTable
+from cluster_core.storage import keys, mvcc
+from cluster_core.types import Digest, GroupId, Timestamp
+
+__all__ = ["Draft", "Evaluation"]
+
+
+class Evaluation:
+    """The view of one partition's leader, for one term. Implements ``graph.evaluate.View``."""
+
+    def __init__(self, engine: Engine, group: GroupId, intents: list[Intent]) -> None:
+        self.group = group
+        self.locks = LockTable()
+        self._engine = engine
+        self._versions: dict[bytes, tuple[Timestamp, bytes, int]] = {}
+        self._plain: dict[bytes, tuple[bytes | None, int]] = {}
+        self._intents: dict[bytes, Intent] = {}
+        self._flight: deque[Draft] = deque()
+        for intent in intents:
+            self._take(intent)
+
+    def newest(self, user_key: bytes) -> tuple[Timestamp, bytes] | None:
+        """The newest version of ``user_key``, with an empty value for a tombstone."""
+        ahead = self._versions.get(user_key)
+        if ahead is not None:
+            return ahead[0], ahead[1]
+        return mvcc.newest(self._engine, user_key)
+
+    def scan_newest(self, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Up to ``limit`` live keys with ``prefix`` and their newest values."""
+        ahead = {
+            user_key: value
+            for user_key, (_, value, _) in self._versions.items()
+            if user_key.startswith(prefix)
+        }
+        live = [(user_key, value) for user_key, value in sorted(ahead.items()) if value]
+        for user_key, _, value in self._scan_engine(prefix):
+            if len(live) >= limit:
+                break
+            if user_key not in ahead:
+                live.append((user_key, value))
+        return live[:limit]
+
+    def _scan_engine(self, prefix: bytes) -> Iterator[tuple[bytes, Timestamp, bytes]]:
+        return mvcc.scan_newest(self._engine, prefix, keys.after(prefix))
+
+    def plain(self, key: bytes) -> bytes | None:
+        """The value of a key without versions: a dedupe entry, a transaction record, a refusal."""
+        ahead = self._plain.get(key)
+        return self._engine.get(DATA, key) if ahead is None else ahead[0]
+
+    def intent(self, transaction: bytes) -> Intent | None:
+        """The undecided intent of ``transaction`` in this partition."""
+        return self._intents.get(transaction)
+
+    def begin(self, index: int) -> Draft:
+        """A draft of the entry that will be proposed at ``index``, in this turn of the loop.
+
+        What is written to it is seen by the evaluations after it, also of the same draft.
+        """
+        if self._flight and self._flight[-1].index == index:
+            abandoned = self._flight.pop()
+            assert not abandoned, "only a draft to which nothing was written is not proposed"
+        draft = Draft(self, index)
+        self._flight.append(draft)
+        return draft
+
+    def applied(self, index: int) -> None:
+        """Entries up to ``index`` are in the database now: forget their overlay."""
+        flight = self._flight
+        while flight and flight[0].index <= index:
+            draft = flight.popleft()
+            at = draft.index
+            for user_key in draft.versions:
+                ahead = self._versions.get(user_key)
+                if ahead is not None and ahead[2] == at:
+                    del self._versions[user_key]
+            for key in draft.plain:
+                entry = self._plain.get(key)
+                if entry is not None and entry[1] == at:
+                    del self._plain[key]
+
+    def _take(self, intent: Intent) -> None:
+        self._intents[intent.transaction] = intent
+        self.locks.acquire(intent.locks, (intent.begin, intent.transaction))
+
+    def _drop(self, intent: Intent) -> None:
+        self._intents.pop(intent.transaction, None)
+        self.locks.release(intent.locks, intent.transaction)
+
+
+class Draft:
+    """A command in the making. Begun, filled and proposed in one turn of the loop.
+
+    Each operation in it has a timestamp of its own; the command's is the last of them.
+    """
+
+    __slots__ = (
+        "_deletes",
+        "_evaluation",
+        "_prepared",
+        "_puts",
+        "_resolved",
+        "index",
+        "plain",
+        "timestamp",
+        "versions",
+    )
+
+    def __init__(self, evaluation: Evaluation, index: int) -> None:
+        self.index = index
+        self.timestamp: Timestamp = 0
+        self.versions: list[bytes] = []
+        self.plain: list[bytes] = []
+        self._evaluation = evaluation
+        self._puts: list[bytes] = []
+        self._deletes: list[bytes] = []
+        self._prepared: list[bytes] = []
+        self._resolved: list[tuple[bytes, Timestamp]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._puts or self._deletes)
+
+    def advance(self, timestamp: Timestamp) -> None:
+        """What is written next happens at ``timestamp``."""
+        assert timestamp > self.timestamp
+        self.timestamp = timestamp
+
+    def write(self, user_key: bytes, value: bytes, timestamp: Timestamp) -> None:
+        """A version of ``user_key``; an empty value is a tombstone."""
+        self._evaluation._versions[user_key] = (timestamp, value, self.index)
+        self.versions.append(user_key)
+        self._puts += (keys.versioned(user_key, timestamp), value)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """A value without versions."""
+        self._evaluation._plain[key] = (value, self.index)
+        self.plain.append(key)
+        self._puts += (key, value)
+
+    def delete(self, key: bytes) -> None:
+        self._evaluation._plain[key] = (None, self.index)
+        self.plain.append(key)
+        self._deletes.append(key)
+
+    def change(self, digest: Digest, description: bytes, timestamp: Timestamp) -> None:
+        """An entry of the change feed."""
+        self._puts += (keys.change(self._evaluation.group, timestamp, digest), description)
+
+    def prepare(self, intent: Intent) -> None:
+        """Add ``intent``, and hold its locks from now on."""
+        key = keys.intent(self._evaluation.group, intent.transaction)
+        self._puts += (key, encode_intent(intent))
+        self._prepared.append(intent.transaction)
+        self._evaluation._take(intent)
+
+    def resolve(self, intent: Intent, commit: Timestamp) -> None:
+        """Turn an intent into versions at ``commit``, or into nothing when that is 0."""
+        assert not commit or commit >= intent.prepared
+        self._deletes.append(keys.intent(self._evaluation.group, intent.transaction))
+        self._resolved.append((intent.transaction, commit))
+        self._evaluation._drop(intent)
+        if commit:
+            for user_key, value in intent.writes:
+                self.write(user_key, value, commit)
+            for key, value in intent.pointers:
+                self.put(key, value)
+            for digest, description in intent.changes:
+                self.change(digest, description, commit)
+
+    def encode(self) -> bytes:
+        return encode_command(
+            Command(self.timestamp, self._puts, self._deletes, self._prepared, self._resolved)
+        )

@@ -1,0 +1,363 @@
+"""All Raft groups of one node in one flush loop.
+
+A *flush* is one turn of all replicas that have something to do: their log entries, votes and
+applied mutations go into one batch, written at once; their messages leave as one frame per peer.
+The write-ahead log is then synced beside the loop while the next batch gathers, and what must wait
+for that sync (acknowledgements, votes, a leader's own count) follows it. So 64 operations in 64
+groups cost one sync and one frame per peer.
+
+The order that safety needs, kept here in one place:
+
+1. entries and votes are in the engine before a message that could reveal them leaves this node;
+2. what :class:`~cluster_core.raft.Ready` calls ``messages_after_persist`` leaves only when the sync
+   that covers them is done; so does everything while the clock is ahead of its durable ceiling;
+3. a client is answered only after the entry is applied, which needs a durable majority;
+4. the first failed write or sync is final: nothing of it is ever reported as persisted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from cluster_core.config import ClusterConfig
+from cluster_core.errors import KotobaError, StorageFailed, StorageFull, Unavailable
+from cluster_core.hlc import HybridClock
+from cluster_core.ports import RAFT, Engine, Random
+from cluster_core.replication.replica import Replica
+from cluster_core.storage import keys
+from cluster_core.types import GroupId, NodeId, ReplicaId
+from cluster_core.wire.messages import Message
+
+__all__ = ["CEILING_KEY", "ReplicationHost"]
+
+log = logging.getLogger("kotoba.replication")
+
+CEILING_KEY: Final = keys.NODE_SCOPE + b"clock-ceiling"
+
+FAILOVER_ATTEMPTS: Final = 5
+"""Pre-votes after a broken stream before a group falls back to its election timeout."""
+
+
+class _Unsynced:
+    """What waits for the next sync."""
+
+    __slots__ = ("ceiling", "messages", "persisted")
+
+    def __init__(self) -> None:
+        self.persisted: list[tuple[Replica, int, int]] = []
+        self.messages: list[tuple[Replica, Message]] = []
+        self.ceiling = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.persisted or self.messages or self.ceiling)
+
+
+class ReplicationHost:
+    """See the module. ``send(peer, messages)`` hands a peer's messages to the mesh."""
+
+    def __init__(
+        self,
+        *,
+        node_id: NodeId,
+        engine: Engine,
+        clock: HybridClock,
+        config: ClusterConfig,
+        random: Random,
+        send: Callable[[NodeId, list[Message]], None],
+        on_leader: Callable[[Replica], None],
+        on_storage_failed: Callable[[KotobaError], None],
+    ) -> None:
+        self.node_id = node_id
+        self.replicas: dict[GroupId, Replica] = {}
+        self.storage_error: KotobaError | None = None
+        self._engine = engine
+        self._clock = clock
+        self._config = config
+        self._random = random
+        self._send = send
+        self._on_leader = on_leader
+        self._on_storage_failed = on_storage_failed
+        self._dirty: list[Replica] = []
+        self._scheduled = False
+        self._unsynced = _Unsynced()
+        self._written = False
+        """Whether anything was written since the last sync began."""
+        self._sync_task: asyncio.Task[None] | None = None
+        self._sync_started = 0.0
+        self._tick_task: asyncio.Task[None] | None = None
+        self._failovers: dict[GroupId, asyncio.TimerHandle] = {}
+        self._leaders: dict[GroupId, tuple[ReplicaId, int]] = {}
+        self._closed = False
+
+    def add(
+        self, group: GroupId, members: dict[ReplicaId, NodeId], voters: list[ReplicaId]
+    ) -> None:
+        """Bring this node's replica of ``group`` to life from what the engine holds."""
+        own = next(replica for replica, node in members.items() if node == self.node_id)
+        self.replicas[group] = Replica(
+            group=group,
+            replica=own,
+            members=members,
+            voters=voters,
+            engine=self._engine,
+            clock=self._clock,
+            config=self._config.raft,
+            random=self._random,
+            mark=self.mark,
+        )
+
+    def start(self) -> None:
+        self._tick_task = asyncio.get_running_loop().create_task(self._tick_forever())
+        for replica in self.replicas.values():
+            self.mark(replica)
+
+    async def stop(self) -> None:
+        """Stop at once; :meth:`hand_over` before it is what a graceful stop does."""
+        self._closed = True
+        for handle in self._failovers.values():
+            handle.cancel()
+        tasks = [task for task in (self._tick_task, self._sync_task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        error = Unavailable(f"{self.node_id} is stopping")
+        for replica in self.replicas.values():
+            replica.close(error)
+
+    # What others may ask.
+
+    def mark(self, replica: Replica) -> None:
+        """``replica`` has something to do: it takes part in the next flush."""
+        if not replica.dirty:
+            replica.dirty = True
+            self._dirty.append(replica)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled and not self._closed:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def on_messages(self, peer: NodeId, messages: list[Message]) -> None:
+        """Raft messages from ``peer``; those between replicas that are not, or no more, are dropped."""
+        for message in messages:
+            replica = self.replicas.get(message.group)
+            if replica is None or replica.members.get(message.source) != peer:
+                continue
+            replica.raft.step(message)
+            self.mark(replica)
+
+    def on_peer_down(self, peer: NodeId) -> None:
+        """The stream broke: groups led there campaign soon, instead of after an election timeout."""
+        for replica in self.replicas.values():
+            if replica.leader == peer:
+                replica.raft.leader_lost()
+                self._fail_over_soon(replica, attempt=0)
+            elif replica.is_leader:
+                for other, node in replica.members.items():
+                    if node == peer:
+                        replica.raft.peer_unreachable(other)
+            self.mark(replica)
+
+    def _fail_over_soon(self, replica: Replica, attempt: int) -> None:
+        """Pre-vote after a short random delay; the replicas before us in the order get a head start."""
+        rank = sorted(replica.members).index(replica.id)
+        spread = self._config.raft.failover_delay_ms_max / 1000
+        delay = self._random.uniform(0.1, 1.0) * spread * (1 + rank + attempt)
+        loop = asyncio.get_running_loop()
+        before = self._failovers.pop(replica.group, None)
+        if before is not None:
+            before.cancel()
+        self._failovers[replica.group] = loop.call_later(delay, self._fail_over, replica, attempt)
+
+    def _fail_over(self, replica: Replica, attempt: int) -> None:
+        self._failovers.pop(replica.group, None)
+        if self._closed or self.storage_error or replica.raft.leader or replica.is_leader:
+            return
+        replica.raft.campaign()
+        self.mark(replica)
+        if attempt < FAILOVER_ATTEMPTS:
+            self._fail_over_soon(replica, attempt + 1)
+
+    # The flush.
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self.storage_error is not None or self._closed:
+            return
+        dirty, self._dirty = self._dirty, []
+        batch = self._engine.batch()
+        outbox: dict[NodeId, list[Message]] = {}
+        unsynced = self._unsynced
+        covered = self._clock.is_covered(self._clock.latest)
+        turns = []
+        for replica in dirty:
+            replica.dirty = False
+            replica.start_reads()
+            ready = replica.raft.ready()
+            turns.append((replica, ready))
+            if ready.hard_state is not None:
+                replica.log.save_hard_state(batch, ready.hard_state)
+            if ready.entries:
+                replica.log.append(batch, ready.entries)
+                last = ready.entries[-1]
+                unsynced.persisted.append((replica, last.index, last.term))
+            if covered:
+                self._route(replica, ready.messages, outbox)
+            else:
+                unsynced.messages += [(replica, message) for message in ready.messages]
+            unsynced.messages += [(replica, message) for message in ready.messages_after_persist]
+            if ready.committed:
+                replica.apply(batch, ready.committed)
+        ceiling = self._clock.wanted_ceiling()
+        if ceiling is not None and ceiling > unsynced.ceiling:
+            batch.put(RAFT, CEILING_KEY, ceiling.to_bytes(8, "big"))
+            unsynced.ceiling = ceiling
+        if len(batch) and not self._write(batch):
+            return
+        for peer, messages in outbox.items():
+            self._send(peer, messages)
+        for replica, ready in turns:
+            replica.written()
+            replica.finish_turn(ready)
+            if ready.role_changed:
+                self._note_leader(replica)
+            if replica.raft.has_ready():
+                self.mark(replica)
+        if unsynced and self._sync_task is None:
+            self._sync_task = asyncio.get_running_loop().create_task(self._sync_all())
+
+    def _write(self, batch: object) -> bool:
+        try:
+            self._engine.write(batch)  # type: ignore[arg-type]
+        except (StorageFailed, StorageFull) as error:
+            self._fail_storage(error)
+            return False
+        self._written = True
+        return True
+
+    def _route(
+        self,
+        replica: Replica,
+        messages: tuple[Message, ...],
+        outbox: dict[NodeId, list[Message]],
+    ) -> None:
+        members = replica.members
+        for message in messages:
+            node = members.get(message.target)
+            if node is None:
+                continue
+            box = outbox.get(node)
+            if box is None:
+                outbox[node] = [message]
+            else:
+                box.append(message)
+
+    async def _sync_all(self) -> None:
+        """Sync until nothing waits: one sync for all that was written before it began."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._unsynced:
+                taken, self._unsynced = self._unsynced, _Unsynced()
+                if self._written:
+                    self._written = False
+                    self._sync_started = loop.time()
+                    await self._engine.sync()
+                    self._sync_started = 0.0
+                self._synced(taken)
+        except (StorageFailed, StorageFull) as error:
+            self._fail_storage(error)
+        finally:
+            self._sync_started = 0.0
+            self._sync_task = None
+
+    def _synced(self, taken: _Unsynced) -> None:
+        if taken.ceiling:
+            self._clock.ceiling_persisted(taken.ceiling)
+        for replica, index, term in taken.persisted:
+            replica.persisted(index, term)
+            self.mark(replica)
+        outbox: dict[NodeId, list[Message]] = {}
+        for replica, message in taken.messages:
+            if message.target == replica.id:
+                replica.raft.step(message)
+                self.mark(replica)
+            else:
+                self._route(replica, (message,), outbox)
+        for peer, messages in outbox.items():
+            self._send(peer, messages)
+
+    # Time.
+
+    async def _tick_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        interval = self._config.raft.tick_ms / 1000
+        next_tick = loop.time() + interval
+        while True:
+            await asyncio.sleep(max(0.0, next_tick - loop.time()))
+            # A loop that was held up (or a stopped process that woke up) must not tick in a burst:
+            # it would call elections for time in which nobody could be heard.
+            next_tick = max(next_tick + interval, loop.time())
+            self._tick(loop.time())
+
+    def _tick(self, now: float) -> None:
+        if self.storage_error is not None:
+            return
+        if self._disk_stalled(now):
+            self._give_up_leaderships()
+            return
+        for replica in self.replicas.values():
+            replica.raft.tick()
+            replica.expire(now)
+            if replica.is_leader:
+                replica.note_levels(now)
+            if replica.raft.has_ready():
+                self.mark(replica)
+        if self._clock.wanted_ceiling() is not None:
+            self._schedule()
+
+    def _disk_stalled(self, now: float) -> bool:
+        """A heartbeat vouches for the disk: with a sync overdue, none is sent."""
+        election_s = self._config.raft.tick_ms * self._config.raft.election_ticks / 1000
+        return self._sync_started > 0 and now - self._sync_started > election_s
+
+    def _give_up_leaderships(self) -> None:
+        for replica in self.replicas.values():
+            if replica.is_leader:
+                replica.raft.step_down()
+                self.mark(replica)
+
+    # Failure.
+
+    def _fail_storage(self, error: KotobaError) -> None:
+        """Final for this process: lead nothing, answer nothing, keep reads."""
+        if self.storage_error is not None:
+            return
+        log.error("the disk failed; this node gives up its leaderships: %s", error.detail)
+        self.storage_error = error
+        for replica in self.replicas.values():
+            if replica.is_leader:
+                replica.raft.step_down()
+            replica.close(Unavailable(f"the disk of {self.node_id} failed: {error.detail}"))
+        self._on_storage_failed(error)
+
+    # Leadership.
+
+    def _note_leader(self, replica: Replica) -> None:
+        seen = (replica.raft.leader, replica.raft.term)
+        if self._leaders.get(replica.group) != seen:
+            self._leaders[replica.group] = seen
+            if replica.raft.leader:
+                self._on_leader(replica)
+
+    def transfer(self, replica: Replica, node: NodeId) -> bool:
+        """Hand the leadership of ``replica``'s group to ``node``; False when that is impossible."""
+        target = next((r for r, member in sorted(replica.members.items()) if member == node), 0)
+        if not replica.is_leader or not target or target == replica.id:
+            return False
+        replica.raft.transfer_leadership(target)
+        self.mark(replica)
+        return True

@@ -1,0 +1,176 @@
+"""Frames between the nodes: Raft messages one way, requests and their answers both ways.
+
+Every frame carries its sender's clock. A receiver raises its own clock to it before it looks at the
+rest, so a round of heartbeats that is confirmed was also a promise of a majority never to lead with
+an earlier clock (rule: a leader serves T only if a majority acknowledged a clock >= T).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from cluster_core.errors import InternalError, KotobaError, OutcomeUnknown, error_from_fields
+from cluster_core.hlc import HybridClock
+from cluster_core.ports import Transport
+from cluster_core.types import NodeId
+from cluster_core.wire.messages import Message
+
+__all__ = ["Mesh", "RequestHandler"]
+
+log = logging.getLogger("kotoba.mesh")
+
+RAFT: Final = 1
+REQUEST: Final = 2
+REPLY: Final = 3
+ERROR: Final = 4
+
+
+class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """``id`` tells which request an answer belongs to; Raft messages have none."""
+
+    kind: int
+    id: int
+    clock: int
+    body: msgspec.Raw
+
+
+class Request(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    method: str
+    body: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_frame = msgspec.msgpack.Decoder(Frame).decode
+_decode_messages = msgspec.msgpack.Decoder(list[Message]).decode
+_decode_request = msgspec.msgpack.Decoder(Request).decode
+_decode_bytes = msgspec.msgpack.Decoder(bytes).decode
+_decode_fields = msgspec.msgpack.Decoder(dict[str, Any]).decode
+
+RequestHandler = Callable[[NodeId, bytes], Awaitable[bytes]]
+
+
+class Mesh:
+    """This node's side of the peer mesh, above a :class:`~cluster_core.ports.Transport`.
+
+    ``on_messages(peer, messages)`` gets the Raft messages. A request is answered by the handler
+    registered for its method; what the handler raises travels back as that error. A request whose
+    peer is lost, or whose answer is late, fails as *unknown*: it may have been executed.
+    """
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        clock: HybridClock,
+        transport: Transport,
+        on_messages: Callable[[NodeId, list[Message]], None],
+    ) -> None:
+        self.node_id = node_id
+        self._clock = clock
+        self._transport = transport
+        self._on_messages = on_messages
+        self._handlers: dict[str, RequestHandler] = {}
+        self._last_id = 0
+        self._pending: dict[int, tuple[NodeId, asyncio.Future[bytes]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def handle(self, method: str, handler: RequestHandler) -> None:
+        assert method not in self._handlers, method
+        self._handlers[method] = handler
+
+    def send_messages(self, peer: NodeId, messages: list[Message]) -> None:
+        self._transport.send(peer, _encode((RAFT, 0, self._clock.latest, messages)))
+
+    async def request(self, peer: NodeId, method: str, body: bytes, *, timeout: float) -> bytes:
+        """Ask ``peer``. Raises the error it answers with, or OutcomeUnknown."""
+        request_id, answer = self.expect(peer)
+        self._send(peer, REQUEST, request_id, Request(method, body))
+        return await self.answer(request_id, answer, timeout=timeout)
+
+    def expect(self, peer: NodeId) -> tuple[int, asyncio.Future[bytes]]:
+        """A number that ``peer`` may answer once, and the future of that answer."""
+        self._last_id += 1
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._pending[self._last_id] = (peer, future)
+        return self._last_id, future
+
+    async def answer(
+        self, request_id: int, future: asyncio.Future[bytes], *, timeout: float
+    ) -> bytes:
+        """Wait for what :meth:`expect` promised."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await future
+        except TimeoutError:
+            raise OutcomeUnknown(f"no answer within {timeout:.1f} s") from None
+        finally:
+            self._pending.pop(request_id, None)
+
+    def reply(self, peer: NodeId, request_id: int, body: bytes) -> None:
+        self._send(peer, REPLY, request_id, body)
+
+    def reply_error(self, peer: NodeId, request_id: int, error: KotobaError) -> None:
+        self._send(peer, ERROR, request_id, error.fields())
+
+    def on_frames(self, peer: NodeId, frames: list[bytes]) -> None:
+        merge = self._clock.merge
+        for data in frames:
+            frame = _decode_frame(data)
+            merge(frame.clock)
+            if frame.kind == RAFT:
+                self._on_messages(peer, _decode_messages(frame.body))
+            elif frame.kind == REQUEST:
+                self._start(peer, frame.id, _decode_request(frame.body))
+            else:
+                self._settle(peer, frame)
+
+    def on_peer_down(self, peer: NodeId) -> None:
+        """Requests to ``peer`` will not be answered any more."""
+        lost = [key for key, (node, _) in self._pending.items() if node == peer]
+        for key in lost:
+            _, future = self._pending.pop(key)
+            if not future.done():
+                future.set_exception(OutcomeUnknown(f"the connection to {peer} broke"))
+
+    async def close(self) -> None:
+        tasks = sorted(self._tasks, key=lambda task: task.get_name())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for _, future in self._pending.values():
+            if not future.done():
+                future.set_exception(OutcomeUnknown("this node is stopping"))
+        self._pending.clear()
+
+    def _send(self, peer: NodeId, kind: int, request_id: int, body: object) -> None:
+        self._transport.send(peer, _encode((kind, request_id, self._clock.latest, body)))
+
+    def _settle(self, peer: NodeId, frame: Frame) -> None:
+        pending = self._pending.get(frame.id)
+        if pending is None or pending[0] != peer or pending[1].done():
+            return
+        if frame.kind == REPLY:
+            pending[1].set_result(_decode_bytes(frame.body))
+        else:
+            pending[1].set_exception(error_from_fields(_decode_fields(frame.body)))
+
+    def _start(self, peer: NodeId, request_id: int, request: Request) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(peer, request_id, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, peer: NodeId, request_id: int, request: Request) -> None:
+        handler = self._handlers.get(request.method)
+        try:
+            if handler is None:
+                raise InternalError(f"{self.node_id} knows no request {request.method!r}")
+            self.reply(peer, request_id, await handler(peer, request.body))
+        except KotobaError as error:
+            self.reply_error(peer, request_id, error)
+        except Exception:
+            log.exception("the request %s of %s failed", request.method, peer)
+            self.reply_error(peer, request_id, InternalError(f"{request.method} failed"))

@@ -1,0 +1,371 @@
+"""One replica: a Raft group's member on this node, with the state that its log builds.
+
+The replica owns what is particular to its group: the Raft core, the log, the applied index, the
+intents, and, while it leads, the evaluation of new commands. The :class:`ReplicationHost` owns what
+all groups of a node share: the flush, the sync, the frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from struct import Struct
+from typing import Final
+
+from cluster_core.config import RaftConfig
+from cluster_core.errors import NoLeader, OutcomeUnknown, Overloaded
+from cluster_core.hlc import HybridClock
+from cluster_core.ports import DATA, Batch, Engine, Random
+from cluster_core.raft import Raft, Ready, Refusal, Role
+from cluster_core.replication.command import Command, decode_command
+from cluster_core.replication.evaluation import Draft, Evaluation
+from cluster_core.replication.intents import IntentIndex, decode_intent
+from cluster_core.replication.log_store import LogStore
+from cluster_core.storage import keys
+from cluster_core.types import GroupId, NodeId, ReplicaId, Timestamp
+from cluster_core.wire.messages import Entry
+
+__all__ = ["Replica"]
+
+_APPLIED: Final = Struct(">QQ")
+"""Applied index and the timestamp of the last command."""
+
+
+class Replica:
+    """See the module. ``members`` names the node of each replica id of the group."""
+
+    def __init__(
+        self,
+        *,
+        group: GroupId,
+        replica: ReplicaId,
+        members: dict[ReplicaId, NodeId],
+        voters: list[ReplicaId],
+        engine: Engine,
+        clock: HybridClock,
+        config: RaftConfig,
+        random: Random,
+        mark: Callable[[Replica], None],
+    ) -> None:
+        self.group = group
+        self.id = replica
+        self.members = members
+        self.dirty = False
+        self.log = LogStore(engine, group)
+        self.intents = IntentIndex()
+        self.evaluation: Evaluation | None = None
+        self.commands_applied = 0
+        self.dedupe_full = False
+        """Whether the last sweep found as many dedupe entries as a partition may keep."""
+        self._engine = engine
+        self._clock = clock
+        self._mark = mark
+        self._applied_key = keys.state(group, b"applied")
+        value = engine.get(DATA, self._applied_key)
+        self.applied, self.applied_timestamp = (0, 0) if value is None else _APPLIED.unpack(value)
+        self.raft = Raft(
+            group=group,
+            replica=replica,
+            voters=voters,
+            learners=[other for other in sorted(members) if other not in voters],
+            hard_state=self.log.hard_state(),
+            log=self.log,
+            applied=self.applied,
+            config=config,
+            random=random,
+        )
+        self._proposals: dict[int, tuple[int, asyncio.Future[Timestamp], float]] = {}
+        self._outcomes: list[tuple[asyncio.Future[Timestamp], Timestamp]] = []
+        self._readers: list[asyncio.Future[int]] = []
+        self._reading: dict[int, list[asyncio.Future[int]]] = {}
+        self._read_context = 0
+        self._applied_waiters: list[tuple[int, asyncio.Future[int]]] = []
+        self._role_waiters: list[asyncio.Future[None]] = []
+        self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self.on_change: Callable[[bytes, bytes], None] | None = None
+        self._level_since: dict[ReplicaId, float] = {}
+        self._load_intents()
+
+    def _load_intents(self) -> None:
+        prefix = keys.table_prefix(self.group, keys.INTENT)
+        now = asyncio.get_running_loop().time()
+        for _, value in self._engine.scan(DATA, prefix, keys.after(prefix)):
+            self.intents.add(decode_intent(value), now)
+
+    # Leadership.
+
+    @property
+    def leader(self) -> NodeId | None:
+        """The node that leads the group, as far as this replica knows."""
+        return self.members.get(self.raft.leader)
+
+    @property
+    def is_leader(self) -> bool:
+        return self.raft.role is Role.LEADER
+
+    def changed_role(self) -> asyncio.Future[None]:
+        """Done at the next change of role, leader or readiness to evaluate."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._role_waiters.append(future)
+        return future
+
+    def _wake_role_waiters(self) -> None:
+        waiters, self._role_waiters = self._role_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _update_evaluation(self) -> None:
+        """Evaluate only while leading, and only once the first entry of the term is applied."""
+        raft = self.raft
+        if raft.role is not Role.LEADER:
+            if self.evaluation is not None:
+                self.evaluation.locks.abandon(NoLeader("leadership was lost; ask again"))
+                self.evaluation = None
+                self._fail_durable_waiters()
+        elif self.evaluation is None and raft.committed_in_term and self.applied == raft.last_index:
+            self.evaluation = Evaluation(self._engine, self.group, self.intents.all())
+            self._wake_role_waiters()
+
+    # Writing.
+
+    def draft(self) -> Draft:
+        """Begin a command; it must be proposed, or found empty, in this turn of the loop.
+
+        Raises NoLeader or Overloaded before anything was done.
+        """
+        evaluation = self.evaluation
+        if evaluation is None:
+            raise NoLeader(f"this node does not lead group {self.group}")
+        refusal = self.raft.refusal()
+        if refusal is Refusal.TOO_MANY_UNCOMMITTED:
+            raise Overloaded("too many writes of this partition are in flight")
+        if refusal is not None:
+            raise NoLeader("the leadership of this partition is moving")
+        return evaluation.begin(self.raft.last_index + 1)
+
+    def propose(self, draft: Draft, deadline: float) -> asyncio.Future[Timestamp]:
+        """Propose what :meth:`draft` began.
+
+        The future gets the draft's timestamp once the entry is applied. It fails with NoLeader when
+        another entry was committed in its place (certainly not executed), and with OutcomeUnknown
+        at ``deadline``, in the time of the event loop.
+        """
+        index, term = self.raft.propose(draft.encode())
+        assert index == draft.index, "a draft is proposed in the turn that began it"
+        future: asyncio.Future[Timestamp] = asyncio.get_running_loop().create_future()
+        self._proposals[index] = (term, future, deadline)
+        self._mark(self)
+        return future
+
+    def expire(self, now: float) -> None:
+        """Give up waiting for proposals whose deadline has passed: their outcome is unknown."""
+        if not self._proposals:
+            return
+        late = [index for index, (_, _, deadline) in self._proposals.items() if deadline <= now]
+        for index in late:
+            _, future, _ = self._proposals.pop(index)
+            if not future.done():
+                future.set_exception(
+                    OutcomeUnknown("not decided in time; retry with the same Idempotency-Key")
+                )
+
+    @property
+    def queued(self) -> int:
+        return len(self._proposals)
+
+    # Reading.
+
+    def read_barrier(self) -> asyncio.Future[int]:
+        """The index that a linearizable read must have applied (ReadIndex, dissertation §6.4).
+
+        Done when leadership was confirmed by a majority after this call, and that index is applied
+        here. All readers of a turn share one round. Fails with NoLeader.
+        """
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if not self.is_leader:
+            future.set_exception(NoLeader(f"this node does not lead group {self.group}"))
+            return future
+        self._readers.append(future)
+        self._mark(self)
+        return future
+
+    def reached(self, index: int) -> asyncio.Future[int]:
+        """Done when ``index`` is applied here."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if self.applied >= index:
+            future.set_result(self.applied)
+        else:
+            self._applied_waiters.append((index, future))
+        return future
+
+    def table(self, table: bytes) -> list[tuple[bytes, bytes]]:
+        """All applied pairs of a table without versions, keys without their prefix."""
+        prefix = keys.table_prefix(self.group, table)
+        return [
+            (key[len(prefix) :], value)
+            for key, value in self._engine.scan(DATA, prefix, keys.after(prefix))
+        ]
+
+    def durable(self, index: int) -> asyncio.Future[None]:
+        """Done when this node's own disk has the entry at ``index``, whatever others have."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._durable_waiters.append((index, future))
+        return future
+
+    def persisted(self, index: int, term: int) -> None:
+        """The sync that covers the entries up to ``index`` is done."""
+        self.raft.persisted(index, term)
+        if self._durable_waiters:
+            still = []
+            for wanted, future in self._durable_waiters:
+                if wanted > index:
+                    still.append((wanted, future))
+                elif not future.done():
+                    future.set_result(None)
+            self._durable_waiters = still
+
+    def note_levels(self, now: float) -> None:
+        """Remember which followers have all of the log; called every tick while leading."""
+        last = self.raft.last_index
+        for other in self.members:
+            if other != self.id and self.raft.match_index(other) >= last:
+                self._level_since[other] = now
+
+    def level_since(self, other: ReplicaId, now: float) -> float:
+        """When ``other`` was last seen with all of the log; ``now`` while it is."""
+        if self.raft.match_index(other) >= self.raft.last_index:
+            return now
+        return self._level_since.setdefault(other, now)
+
+    # The turn of this replica in a flush.
+
+    def start_reads(self) -> None:
+        """Hand the readers that gathered to Raft, before :meth:`Raft.ready` is taken."""
+        if not self._readers:
+            return
+        readers, self._readers = self._readers, []
+        if not self.is_leader:
+            self._fail_readers(readers)
+            return
+        self._read_context += 1
+        self._reading[self._read_context] = readers
+        self.raft.read_index(self._read_context)
+
+    def apply(self, batch: Batch, entries: tuple[Entry, ...]) -> None:
+        """Put the mutations of committed ``entries`` into ``batch``, byte for byte."""
+        for entry in entries:
+            assert entry.index == self.applied + 1, "applied in order, each once"
+            self.applied = entry.index
+            if entry.data:
+                command = decode_command(entry.data)
+                self._apply_command(batch, command)
+                self.applied_timestamp = max(self.applied_timestamp, command.timestamp)
+            self._settle_proposal(entry)
+        batch.put(DATA, self._applied_key, _APPLIED.pack(self.applied, self.applied_timestamp))
+
+    def _apply_command(self, batch: Batch, command: Command) -> None:
+        put = batch.put
+        pairs = iter(command.puts)
+        for key, value in zip(pairs, pairs, strict=True):
+            put(DATA, key, value)
+        for key in command.deletes:
+            batch.delete(DATA, key)
+        if command.prepared:
+            self._index_intents(command)
+        for transaction, commit in command.resolved:
+            self.intents.remove(transaction, commit)
+        if self.on_change is not None:
+            self._report_changes(command)
+        self.commands_applied += 1
+
+    def _index_intents(self, command: Command) -> None:
+        now = asyncio.get_running_loop().time()
+        added = dict(zip(command.puts[::2], command.puts[1::2], strict=True))
+        for transaction in command.prepared:
+            self.intents.add(decode_intent(added[keys.intent(self.group, transaction)]), now)
+
+    def _report_changes(self, command: Command) -> None:
+        assert self.on_change is not None
+        pairs = iter(command.puts)
+        for key, value in zip(pairs, pairs, strict=True):
+            if key[2:3] == keys.CHANGE:
+                self.on_change(key, value)
+
+    def _settle_proposal(self, entry: Entry) -> None:
+        proposal = self._proposals.pop(entry.index, None)
+        if proposal is None or proposal[1].done():
+            return
+        term, future, _ = proposal
+        if term == entry.term:
+            self._outcomes.append((future, self.applied_timestamp))
+        else:
+            future.set_exception(NoLeader("the leader changed; the write was not executed"))
+
+    def written(self) -> None:
+        """The batch of this flush is in the engine: whoever waited for it may look now."""
+        self.raft.applied_to(self.applied)
+        if self.evaluation is not None:
+            self.evaluation.applied(self.applied)
+        for future, timestamp in self._outcomes:
+            if not future.done():
+                future.set_result(timestamp)
+        self._outcomes.clear()
+        if self._applied_waiters:
+            self._wake_applied_waiters()
+
+    def _wake_applied_waiters(self) -> None:
+        still = []
+        for index, future in self._applied_waiters:
+            if index > self.applied:
+                still.append((index, future))
+            elif not future.done():
+                future.set_result(self.applied)
+        self._applied_waiters = still
+
+    def finish_turn(self, ready: Ready) -> None:
+        """After :meth:`written`: reads that were confirmed, and what a new role changes."""
+        for state in ready.reads:
+            for future in self._reading.pop(state.context, ()):
+                if state.index <= self.applied:
+                    if not future.done():
+                        future.set_result(state.index)
+                else:
+                    self._applied_waiters.append((state.index, future))
+        for context in ready.reads_lost:
+            self._fail_readers(self._reading.pop(context, []))
+        self._update_evaluation()
+        if ready.role_changed:
+            self._wake_role_waiters()
+
+    def _fail_readers(self, readers: list[asyncio.Future[int]]) -> None:
+        for future in readers:
+            if not future.done():
+                future.set_exception(NoLeader("leadership was lost; ask again"))
+
+    def _fail_durable_waiters(self) -> None:
+        for _, future in self._durable_waiters:
+            if not future.done():
+                future.set_exception(
+                    OutcomeUnknown("leadership was lost before the write was safe")
+                )
+        self._durable_waiters.clear()
+
+    def close(self, error: Exception) -> None:
+        """Nothing more will be decided here."""
+        self._fail_durable_waiters()
+        for _, future, _ in self._proposals.values():
+            if not future.done():
+                future.set_exception(error)
+        self._proposals.clear()
+        for readers in [self._readers, *self._reading.values()]:
+            for reader in readers:
+                if not reader.done():
+                    reader.set_exception(error)
+        for _, waiter in self._applied_waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._wake_role_waiters()
+        if self.evaluation is not None:
+            self.evaluation.locks.abandon(error)
+            self.evaluation = None

@@ -1,0 +1,128 @@
+"""Who leads which group, as far as this node knows; and how to ask that node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+
+import msgspec
+
+from cluster_core.errors import NoLeader, OutcomeUnknown, RetryError
+from cluster_core.replication.evaluation import Evaluation
+from cluster_core.replication.host import ReplicationHost
+from cluster_core.replication.mesh import Mesh
+from cluster_core.replication.replica import Replica
+from cluster_core.types import GroupId, NodeId
+
+__all__ = ["GroupTable", "Router", "confirm"]
+
+RETRY_DELAY_S = 0.02
+"""Between two tries to reach a leader; an election takes tens of milliseconds."""
+
+
+class GroupTable(msgspec.Struct, frozen=True):
+    """Where the replicas of one group live. ``members`` is in the order of preference to lead."""
+
+    members: dict[int, NodeId]
+    voters: tuple[int, ...]
+
+
+class Router:
+    """See the module. Groups without a replica here are known by hints of those that have one."""
+
+    def __init__(
+        self, host: ReplicationHost, mesh: Mesh, tables: dict[GroupId, GroupTable]
+    ) -> None:
+        self.host = host
+        self.mesh = mesh
+        self.tables = tables
+        self._hints: dict[GroupId, NodeId] = {}
+        mesh.handle("leader_of", self._serve_leader_of)
+
+    @property
+    def node_id(self) -> NodeId:
+        return self.host.node_id
+
+    def leading(self, group: GroupId) -> Replica:
+        """This node's replica of ``group``, which leads and may evaluate. Raises NoLeader."""
+        replica = self.host.replicas.get(group)
+        if replica is None or replica.evaluation is None:
+            raise NoLeader(f"{self.node_id} does not lead group {group}")
+        return replica
+
+    def leader(self, group: GroupId) -> NodeId | None:
+        replica = self.host.replicas.get(group)
+        return self._hints.get(group) if replica is None else replica.leader
+
+    async def find_leader(self, group: GroupId, deadline: float) -> NodeId:
+        """The node that leads ``group`` and is ready to; waits for an election. Raises NoLeader."""
+        loop = asyncio.get_running_loop()
+        replica = self.host.replicas.get(group)
+        while True:
+            node = self.leader(group)
+            if node is not None and (replica is None or node != self.node_id):
+                return node
+            if replica is not None and replica.evaluation is not None:
+                return self.node_id
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                raise NoLeader(f"no leader is known for partition {group - 1}")
+            if replica is None:
+                await self._ask_for_leader(group, remaining)
+            else:
+                await asyncio.wait([replica.changed_role()], timeout=remaining)
+
+    def forget(self, group: GroupId) -> None:
+        """The hint turned out wrong."""
+        self._hints.pop(group, None)
+
+    async def _ask_for_leader(self, group: GroupId, remaining: float) -> None:
+        for node in self.tables[group].members.values():
+            try:
+                body = group.to_bytes(2, "big")
+                answer = await self.mesh.request(
+                    node, "leader_of", body, timeout=min(1.0, remaining)
+                )
+            except (RetryError, OutcomeUnknown):
+                continue
+            if answer:
+                self._hints[group] = answer.decode()
+                return
+        await asyncio.sleep(min(RETRY_DELAY_S, remaining))
+
+    async def _serve_leader_of(self, peer: NodeId, body: bytes) -> bytes:
+        replica = self.host.replicas.get(int.from_bytes(body, "big"))
+        return b"" if replica is None or replica.leader is None else replica.leader.encode()
+
+    async def at_leader(
+        self, group: GroupId, deadline: float, ask: Callable[[NodeId], Awaitable[bytes]]
+    ) -> bytes:
+        """``await ask(leader of group)``, again after an answer that says: certainly not executed."""
+        loop = asyncio.get_running_loop()
+        while True:
+            node = await self.find_leader(group, deadline)
+            try:
+                return await ask(node)
+            except NoLeader:
+                self.forget(group)
+                if loop.time() + RETRY_DELAY_S >= deadline:
+                    raise
+                await asyncio.sleep(RETRY_DELAY_S)
+
+
+def confirm(replica: Replica) -> Coroutine[None, None, None]:
+    """What was evaluated here just now holds: leadership is confirmed and all in the log applied.
+
+    An evaluation that writes nothing (not found, a failed precondition, a repeated request) saw the
+    overlay or the state of a leader that may be deposed, so its answer waits for this, as a strong
+    read does. What "now" is, is taken at the call; the awaiting may come later. Raises NoLeader
+    when the leadership did not last.
+    """
+    return _confirmed(replica, replica.evaluation, replica.raft.last_index)
+
+
+async def _confirmed(replica: Replica, evaluation: Evaluation | None, index: int) -> None:
+    await replica.read_barrier()
+    await replica.reached(index)
+    if evaluation is None or replica.evaluation is not evaluation:
+        raise NoLeader("leadership was lost; ask again")

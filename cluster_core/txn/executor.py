@@ -1,0 +1,294 @@
+"""Executes operations at the leader of their home partition.
+
+What touches one partition is one entry of its log, together with all else that was evaluated there
+in the same turn. What touches several is a one-shot transaction (``transactions.py``). Both pass
+through here, one or ten thousand at a time, so that a batch shares its entries and frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Final
+
+from cluster_core.config import ClusterConfig
+from cluster_core.errors import (
+    Conflict,
+    IdempotencyKeyReused,
+    InternalError,
+    KotobaError,
+    NoLeader,
+    Overloaded,
+)
+from cluster_core.graph.decompose import decompose
+from cluster_core.graph.evaluate import evaluate
+from cluster_core.graph.operations import OperationResult
+from cluster_core.graph.parts import Outcome, Part, encode_change, locks_of
+from cluster_core.hlc import HybridClock
+from cluster_core.replication.evaluation import Draft, Evaluation
+from cluster_core.replication.replica import Replica
+from cluster_core.replication.router import RETRY_DELAY_S, Router, confirm
+from cluster_core.storage import keys
+from cluster_core.txn.items import (
+    DedupeEntry,
+    Item,
+    answer_of,
+    decode_dedupe,
+    encode_dedupe,
+    result_of,
+)
+from cluster_core.txn.participant import LocksHeld
+from cluster_core.txn.transactions import Transaction, Transactions
+from cluster_core.types import GroupId, Timestamp, group_of
+
+__all__ = ["Executor"]
+
+_LATE: Final = "another transaction holds what this one needs; try again"
+
+
+class _Job:
+    """One item while it is executed: in the end it has a result or an error."""
+
+    __slots__ = ("begin", "error", "item", "result", "transaction")
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        self.begin: Timestamp = 0
+        """When its first transaction began: kept over retries."""
+        self.result: OperationResult | None = None
+        self.error: KotobaError | None = None
+        self.transaction: Transaction | None = None
+
+    def outcome(self) -> OperationResult | KotobaError:
+        if self.error is not None:
+            return self.error
+        return self.result or InternalError("an operation ended without an outcome")
+
+
+class Executor:
+    """See the module."""
+
+    def __init__(
+        self,
+        router: Router,
+        clock: HybridClock,
+        config: ClusterConfig,
+        partition_count: int,
+        transactions: Transactions,
+    ) -> None:
+        self._router = router
+        self._clock = clock
+        self._config = config
+        self._partition_count = partition_count
+        self._transactions = transactions
+
+    async def execute(
+        self, items: Sequence[Item], deadline: float, *, durable_here: bool = False
+    ) -> list[OperationResult | KotobaError]:
+        """Execute ``items``, each for itself, in order within a partition.
+
+        All must have their home here; those that do not fail with NoLeader (certainly not
+        executed). With ``durable_here`` a write of one partition is answered as soon as this
+        node's disk has it. Never raises for an item; its error stands in its place.
+        """
+        jobs = [_Job(item) for item in items]
+        todo = jobs
+        while todo:
+            todo = await self._pass(todo, deadline, durable_here)
+        return [job.outcome() for job in jobs]
+
+    async def _pass(self, jobs: list[_Job], deadline: float, durable_here: bool) -> list[_Job]:
+        """Try all ``jobs``; returns those that met a lock, once it is released."""
+        by_group: dict[GroupId, list[_Job]] = {}
+        for job in jobs:
+            by_group.setdefault(group_of(job.item.partition), []).append(job)
+        blocked: list[tuple[_Job, asyncio.Future[None]]] = []
+        waits: list[Awaitable[None]] = []
+        for group, members in by_group.items():
+            waits.append(self._begin_group(group, members, blocked, deadline, durable_here))
+        begun = [job for job in jobs if job.transaction is not None]
+        if not begun:
+            await (waits[0] if len(waits) == 1 else asyncio.gather(*waits))
+            return await self._released(blocked, deadline)
+        _, again, released = await asyncio.gather(
+            asyncio.gather(*waits),
+            self._run_transactions(begun, deadline),
+            self._released(blocked, deadline),
+        )
+        return again + released
+
+    def _begin_group(
+        self,
+        group: GroupId,
+        jobs: list[_Job],
+        blocked: list[tuple[_Job, asyncio.Future[None]]],
+        deadline: float,
+        durable_here: bool,
+    ) -> Awaitable[None]:
+        """Evaluate and propose in this turn; the awaitable settles the jobs."""
+        try:
+            replica = self._router.leading(group)
+            draft = replica.draft()
+        except (NoLeader, Overloaded) as error:
+            for job in jobs:
+                job.error = error
+            return _nothing()
+        written: list[_Job] = []
+        confirming: list[_Job] = []
+        for job in jobs:
+            try:
+                if self._evaluate(job, replica, draft):
+                    written.append(job)
+                elif job.transaction is None:
+                    confirming.append(job)
+            except LocksHeld as held:
+                assert replica.evaluation is not None
+                blocked.append((job, replica.evaluation.locks.released(held.digest)))
+            except KotobaError as error:
+                job.error = error
+                confirming.append(job)
+        if draft:
+            proposed = replica.propose(draft, deadline)
+            if durable_here:
+                return self._settle(written, confirming, replica.durable(draft.index), replica)
+            return self._settle(written, confirming, proposed, replica)
+        return self._settle([], confirming, None, replica)
+
+    async def _settle(
+        self,
+        written: list[_Job],
+        confirming: list[_Job],
+        applied: Awaitable[object] | None,
+        replica: Replica,
+    ) -> None:
+        confirmed = confirm(replica) if confirming else None
+        if applied is not None:
+            try:
+                await applied
+            except KotobaError as error:
+                for job in written:
+                    job.error = error
+        if confirmed is not None:
+            try:
+                await confirmed
+            except KotobaError as error:
+                for job in confirming:
+                    job.error = error
+
+    def _evaluate(self, job: _Job, replica: Replica, draft: Draft) -> bool:
+        """True when ``draft`` got something to write; else the job has an answer to confirm, or a
+        transaction to run. Raises the operation's error, or LocksHeld."""
+        item, evaluation = job.item, replica.evaluation
+        assert evaluation is not None
+        if item.dedupe:
+            if self._repeated(job, evaluation):
+                return False
+            if replica.dedupe_full:
+                raise Overloaded("too many Idempotency-Keys are remembered; try again later")
+        placed = decompose(
+            item.operation,
+            evaluation,
+            item.nonce or None,
+            self._partition_count,
+            self._config.limits,
+            check=item.check,
+        )
+        home = item.partition
+        own = [part for partition, part in placed if partition == home]
+        if len(own) < len(placed):
+            job.begin = job.begin or self._clock.now()
+            job.transaction = self._transactions.begin(item, placed, job.begin)
+            return False
+        _require_unlocked(evaluation, own)
+        outcomes = [evaluate(part, evaluation, self._config.limits) for part in own]
+        return self._write(job, draft, outcomes)
+
+    def _repeated(self, job: _Job, evaluation: Evaluation) -> bool:
+        """Whether this request was answered before. Raises IdempotencyKeyReused."""
+        item = job.item
+        value = evaluation.plain(keys.dedupe(evaluation.group, item.dedupe))
+        if value is None:
+            return False
+        entry = decode_dedupe(value)
+        if entry.fingerprint != item.fingerprint:
+            raise IdempotencyKeyReused(
+                "this Idempotency-Key was used for another request; take a new key"
+            )
+        if entry.transaction and self._transactions.undecided(evaluation, entry.transaction):
+            job.transaction = self._transactions.resume(item, entry.transaction, entry.result)
+            return True
+        job.result = entry.result
+        return True
+
+    def _write(self, job: _Job, draft: Draft, outcomes: list[Outcome]) -> bool:
+        answer = answer_of(outcomes)
+        if not any(outcome.writes for outcome in outcomes):
+            assert answer.timestamp is not None
+            job.result = result_of(answer, job.item.partition, answer.timestamp)
+            return False
+        timestamp = self._clock.now()
+        draft.advance(timestamp)
+        for outcome in outcomes:
+            for user_key, value in outcome.writes:
+                draft.write(user_key, value, timestamp)
+            for key, value in outcome.pointers:
+                draft.put(key, value)
+            if outcome.change is not None:
+                draft.change(outcome.change.entity, encode_change(outcome.change), timestamp)
+        job.result = result_of(answer, job.item.partition, timestamp)
+        if job.item.dedupe:
+            group = group_of(job.item.partition)
+            entry = DedupeEntry(job.item.fingerprint, job.result)
+            draft.put(keys.dedupe(group, job.item.dedupe), encode_dedupe(entry))
+        return True
+
+    async def _run_transactions(self, jobs: list[_Job], deadline: float) -> list[_Job]:
+        """One attempt for each; returns those that lost and have time to try again."""
+        loop = asyncio.get_running_loop()
+        await self._transactions.run([one.transaction for one in jobs if one.transaction], deadline)
+        again = []
+        for job in jobs:
+            transaction, job.transaction = job.transaction, None
+            assert transaction is not None
+            if not transaction.again:
+                job.result, job.error = transaction.result, transaction.error
+            elif loop.time() + RETRY_DELAY_S < deadline:
+                again.append(job)
+            else:
+                job.error = Conflict(_LATE)
+        if again:
+            await asyncio.sleep(RETRY_DELAY_S)
+        return again
+
+    async def _released(
+        self, blocked: list[tuple[_Job, asyncio.Future[None]]], deadline: float
+    ) -> list[_Job]:
+        if not blocked:
+            return []
+        remaining = deadline - asyncio.get_running_loop().time()
+        await asyncio.wait([future for _, future in blocked], timeout=max(0.0, remaining))
+        again = []
+        for job, future in blocked:
+            if not future.done():
+                future.cancel()
+                job.error = Conflict(_LATE)
+            elif (error := future.exception()) is not None:
+                job.error = error if isinstance(error, KotobaError) else InternalError(str(error))
+            else:
+                again.append(job)
+        return again
+
+
+async def _nothing() -> None:
+    return None
+
+
+def _require_unlocked(evaluation: Evaluation, parts: list[Part]) -> None:
+    """Writes of a single partition obey the locks of transactions as well. They hold nothing, so
+    they may always wait."""
+    if not evaluation.locks:
+        return
+    locks = [lock for part in parts for lock in locks_of(part)]
+    conflict = evaluation.locks.conflict(locks, b"")
+    if conflict is not None:
+        raise LocksHeld(conflict[0])

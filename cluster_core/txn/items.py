@@ -1,0 +1,51 @@
+"""Operations on their way to their home partition, and what is remembered of their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cluster_core.graph.operations import Operation, OperationResult
+from cluster_core.graph.parts import Answer, Outcome
+from cluster_core.types import Timestamp
+
+__all__ = ["DedupeEntry", "Item", "answer_of", "decode_dedupe", "encode_dedupe", "result_of"]
+
+
+class Item(msgspec.Struct, array_like=True, frozen=True):
+    """One operation on its way to its home partition.
+
+    ``nonce`` is a creation's; ``check`` says that it may have been used before. ``dedupe`` is the
+    key of the request's dedupe entry (empty: none), ``fingerprint`` tells its content.
+    """
+
+    partition: int
+    operation: Operation
+    nonce: bytes = b""
+    check: bool = False
+    dedupe: bytes = b""
+    fingerprint: bytes = b""
+
+
+class DedupeEntry(msgspec.Struct, array_like=True, frozen=True):
+    """The first answer to a request. ``transaction`` is set when that may be undecided yet."""
+
+    fingerprint: bytes
+    result: OperationResult
+    transaction: bytes = b""
+
+
+encode_dedupe = msgspec.msgpack.Encoder().encode
+decode_dedupe = msgspec.msgpack.Decoder(DedupeEntry).decode
+
+
+def answer_of(outcomes: Sequence[Outcome]) -> Answer:
+    """The answer of an operation: one of its outcomes has it."""
+    return next(outcome.answer for outcome in outcomes if outcome.answer is not None)
+
+
+def result_of(answer: Answer, partition: int, timestamp: Timestamp) -> OperationResult:
+    return OperationResult(
+        answer.digest, answer.version, partition, answer.timestamp or timestamp, answer.created
+    )
