@@ -106,6 +106,7 @@ class LocalCluster:
         self._environment = {
             **child_environment(),
             "KOTOBA_CLUSTER_SECRET": _lasting_secret(self.folder),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
             "PYTHONUNBUFFERED": "1",
         }
         ports = free_ports(nodes) if port is None else list(range(port, port + nodes))
@@ -254,8 +255,12 @@ class LocalCluster:
 
 
 def node_command(settings: Mapping[str, object]) -> list[str]:
-    """The command line of a node with these settings, run by this interpreter."""
-    return [sys.executable, "-m", "app", *(_argument(name, v) for name, v in settings.items())]
+    """The command line of a node with these settings, run by this interpreter.
+
+    ``-P``: a folder named ``app`` where we were started is not ours.
+    """
+    arguments = (_argument(name, value) for name, value in settings.items())
+    return [sys.executable, "-P", "-m", "app", *arguments]
 
 
 def _argument(name: str, value: object) -> str:

@@ -6,7 +6,7 @@ __all__ = ["CommandFailed"]
 
 
 class CommandFailed(Exception):
-    """Ends a command with one line on stderr: code 2 if it was asked for wrongly, 1 if it failed."""
+    """Ends a command with one line on stderr; exit code 2: asked for wrongly, 1: it failed."""
 
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)

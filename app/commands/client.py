@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -178,7 +179,7 @@ def problem_line(answer: httpx.Response) -> str:
 
 
 def _unreachable(url: str, error: Exception) -> str:
-    why = str(error) or type(error).__name__
+    why = re.sub(r"^\[Errno \d+\] ", "", str(error)) or type(error).__name__
     hint = "" if isinstance(error, httpx.TimeoutException) else "; does a node run there?"
     return f"cannot reach {url}: {why.lower()}{hint}"
 
