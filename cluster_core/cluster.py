@@ -21,7 +21,15 @@ from typing import Literal
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import InvalidRequest, KotobaError, Unavailable
 from cluster_core.graph.operations import BatchOperation, Operation, OperationResult
-from cluster_core.membership.forming import FORMING, Founding, Member, form
+from cluster_core.membership.forming import (
+    FORMING,
+    Forming,
+    Founding,
+    Member,
+    Report,
+    encode_report,
+    form,
+)
 from cluster_core.node.bus import EventBus, Subscription
 from cluster_core.node.identity import Identity
 from cluster_core.node.local import NoTransport, SystemClock
@@ -80,6 +88,7 @@ class KotobaCluster:
         self._identity: Identity | None = None
         self._node: ClusterNode | None = None
         self._forming: asyncio.Task[None] | None = None
+        self._formation: Forming | None = None
         self._trouble: str | None = None
         self._founded = asyncio.Event()
 
@@ -142,16 +151,14 @@ class KotobaCluster:
             address=self.address,
             zone=self.config.zone,
         )
+        self._formation = Forming(own, self._peers, self.config, identity.proposed)
         try:
             founding = await form(
-                own=own,
-                peers=self._peers,
-                proposed=identity.proposed,
+                self._formation,
                 config=self.config,
                 transport=self._transport,
                 persist=identity.propose,
                 on_problem=self._note_trouble,
-                on_start=self._note_forming,
             )
             await identity.found(founding)
         except KotobaError as error:
@@ -197,7 +204,7 @@ class KotobaCluster:
     async def on_call(self, method: str, body: bytes) -> bytes:
         if method != FORMING:
             raise InvalidRequest(f"no such call: {method}", errors=[])
-        return self._answer_forming(body)
+        return encode_report(self._report())
 
     # Writing and reading.
 
@@ -348,4 +355,23 @@ class KotobaCluster:
         return self._identity
 
     def _note_trouble(self, problem: str | None) -> None:
+        if problem is not None and problem != self._trouble:
+            log.warning("no cluster yet: %s", problem)
         self._trouble = problem
+
+    def _report(self) -> Report:
+        """What this node tells of itself to one that forms."""
+        founding = self._own.founding
+        if founding is None:
+            if self._formation is None:
+                raise Unavailable(f"{self.node_id} is starting")
+            return self._formation.report()
+        member = next(one for one in founding.members if one.node_id == self.node_id)
+        return Report(
+            member=member,
+            partition_count=founding.partition_count,
+            replication_factor=founding.replication_factor,
+            seen=founding.members,
+            proposed=founding,
+            founded=founding,
+        )
