@@ -18,8 +18,12 @@ from app.settings import ClientSettings, NodeSettings, SettingError, load_settin
 
 __all__ = ["client", "server"]
 
-server_app = typer.Typer(add_completion=False, rich_markup_mode=None)
-client_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+server_app = typer.Typer(
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+client_app = typer.Typer(
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 
 
 def server() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from app.commands import CommandFailed
 from app.logs import configure_logs
-from app.settings import NodeSettings, SettingError, load_settings
+from app.settings import NodeSettings, SettingError, load_settings, parse_address
 from cluster_core.errors import CannotListen, KotobaError
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-_WAIT_REMINDER_S: Final = 10.0
+_FIRST_REMINDER_S: Final = 3.0
+_REMINDER_S: Final = 15.0
 """How often a node that waits for its peers says again what is missing."""
 
 
@@ -56,10 +57,8 @@ async def _serve(settings: NodeSettings) -> None:
     try:
         await cluster.start(settings.address)
     except CannotListen as error:
-        await cluster.stop()
         raise CommandFailed(f"--address: {error}", exit_code=2) from None
     except KotobaError as error:
-        await cluster.stop()
         raise CommandFailed(f"cannot start: {error}") from None
     announcing = asyncio.create_task(_announce(cluster, settings))
     try:
@@ -89,6 +88,7 @@ def _compose(settings: NodeSettings) -> KotobaCluster:
         config,
         data_dir=settings.data_path,
         peers=settings.peers,
+        advertise=settings.advertise,
         transport=transport,
     )
     transport.app = create_app(cluster, forward_default=settings.forward)
@@ -125,10 +125,11 @@ async def _stop_on_stdin_eof(stopped: asyncio.Event) -> None:
 async def _announce(cluster: KotobaCluster, settings: NodeSettings) -> None:
     """Say when the node is ready; until then, now and then, what is missing."""
     loop = asyncio.get_running_loop()
-    began = reminded = loop.time()
+    began = loop.time()
+    remind_at = began + _FIRST_REMINDER_S
     while not (ready := await cluster.readiness()).is_ready:
-        if loop.time() - reminded >= _WAIT_REMINDER_S:
-            reminded = loop.time()
+        if loop.time() >= remind_at:
+            remind_at += _REMINDER_S
             _say(f"still waiting: {'; '.join(ready.missing) or 'not ready yet'}")
         await asyncio.sleep(0.05)
     status = await cluster.get_status()
@@ -150,7 +151,14 @@ def _print_introduction(settings: NodeSettings) -> None:
     _say(f"  data in       {settings.data_path}")
     peers = [peer for peer in settings.peers if peer != settings.advertised]
     if peers:
-        _say(f"  waiting for   {', '.join(peers)}")
+        _say(f"  peers         {', '.join(peers)}")
+    if settings.cluster_secret is None and not _is_loopback(settings.advertised):
+        _say("  caution: without --cluster-secret everybody who reaches this address is a peer")
+
+
+def _is_loopback(address: str) -> bool:
+    host, _ = parse_address(address)
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _say(line: str) -> None:
