@@ -28,7 +28,8 @@ def _metrics(request: Request) -> Metrics:
 
 def _session(
     kotoba_session: Annotated[
-        str | None, Header(description="A timestamp that the answer must include.")
+        str | None,
+        Header(alias="Kotoba-Session", description="A timestamp that the answer must include."),
     ] = None,
 ) -> Timestamp | None:
     if kotoba_session is None:

@@ -54,5 +54,4 @@ def add_docs(api: FastAPI) -> None:
 
 def _guarded(page: HTMLResponse) -> HTMLResponse:
     page.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
-    page.headers["Cache-Control"] = "no-store"
     return page

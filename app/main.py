@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.docs import add_docs
@@ -25,7 +25,7 @@ from app.hot_path import NODE_PREFIX, HotPath
 from app.metrics import Metrics
 from app.ports import Database
 from app.problems import MethodNotAllowed, error_answer, invalid_framework_request
-from app.rendering import as_response, json_answer
+from app.rendering import NO_STORE, as_response, json_answer
 from app.routes import entities, events, operations, partitions, queries, status
 from app.schemas.status import Root
 from cluster_core.errors import KotobaError, NotFound
@@ -166,6 +166,7 @@ class Gateway:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = _not_to_be_kept(message)
             await send(message)
 
         try:
@@ -176,6 +177,13 @@ class Gateway:
                 raise
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.observe(route, scope["method"], status, perf_counter() - started)
+
+
+def _not_to_be_kept(start: Message) -> Message:
+    """The start of an answer, with the contract's Cache-Control where it has none of its own."""
+    if any(name == b"cache-control" for name, _ in start["headers"]):
+        return start
+    return {**start, "headers": [*start["headers"], NO_STORE]}
 
 
 def _is_last(path: str) -> bool:
@@ -220,11 +228,14 @@ async def _answer_http(request: Request, exception: Exception) -> Response:
 
 
 def _methods_of(scope: Scope) -> list[str]:
-    """Every method that the path has; the router knows only those of its first match."""
-    routes: list[Any] = scope["app"].routes
+    """Every method that the path has; the router knows only those of its first match.
+
+    Mounted files match with every method, and have the two of reading.
+    """
+    routes = [route for route in scope["app"].routes if not isinstance(route, Mount)]
     found = [
         method
         for method in METHODS
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
     ]
-    return ["GET", "HEAD", *found[1:]] if "GET" in found else found
+    return ["GET", "HEAD", *found[1:]] if "GET" in found else found or ["GET", "HEAD"]

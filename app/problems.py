@@ -277,21 +277,20 @@ def _where(detail: Mapping[str, Any], document: Any, root: str) -> str:
         elif detail["type"] != "missing" or part != detail["loc"][-1]:
             continue
         parts.append(str(part))
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        parts.append(detail["ctx"]["discriminator"].strip("'"))
     return _cut(".".join(parts)) or "body"
 
 
 def _why(detail: Mapping[str, Any]) -> str:
-    context = detail.get("ctx", {})
     match detail["type"]:
         case "extra_forbidden":
             return "is not known here"
-        case "missing":
+        case "missing" | "union_tag_not_found":
             return "is required"
-        case "union_tag_not_found":
-            return f"{context['discriminator']} is required"
         case "union_tag_invalid":
-            tag, known = context["tag"], context["expected_tags"]
-            return f"{context['discriminator']} '{_cut(tag, 60)}' is not one of {known}"
+            context = detail["ctx"]
+            return f"'{_cut(context['tag'], 60)}' is not one of {context['expected_tags']}"
         case _:
             return str(detail["msg"])
 

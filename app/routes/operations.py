@@ -25,13 +25,15 @@ router: Final = APIRouter(route_class=HotRoute, tags=["writing"])
 IdempotencyKey = Annotated[
     str | None,
     Header(
+        alias="Idempotency-Key",
         min_length=1,
         max_length=256,
         description="Makes a retry safe: the same key gives the first answer and writes nothing.",
     ),
 ]
 IfMatch = Annotated[
-    str | None, Header(description='`"<version>"`: means the same as `if_version`.')
+    str | None,
+    Header(alias="If-Match", description='`"<version>"`: means the same as `if_version`.'),
 ]
 
 _HEADERS: Final[dict[str, Any]] = {

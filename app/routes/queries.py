@@ -37,7 +37,8 @@ router: Final = APIRouter(route_class=HotRoute, tags=["reading"])
 async def execute_query(
     query: Annotated[QueryRequest, Body(openapi_examples=schemas.EXAMPLES)],
     kotoba_session: Annotated[
-        str | None, Header(description="A timestamp that the answer must include.")
+        str | None,
+        Header(alias="Kotoba-Session", description="A timestamp that the answer must include."),
     ] = None,
 ) -> None:
     """All partitions are read in one snapshot; `timestamp` says which.

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter
 from app.schemas.problems import Problem
 from app.schemas.values import (
     CID_EXAMPLE,
+    COUNT_MAX,
     VERSION_EXAMPLE,
     AnswerModel,
     CidText,
@@ -243,7 +244,11 @@ BATCH_OPERATION: TypeAdapter[BatchOperation] = TypeAdapter(BatchOperation)
 
 TimeoutMs = Annotated[
     int | None,
-    Field(ge=1, description="After this time the answer is `timeout`; at most 60,000 by default."),
+    Field(
+        ge=1,
+        le=COUNT_MAX,
+        description="After this time the answer is `timeout`; at most 60,000 by default.",
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from app.schemas.entities import Edge, Node
 from app.schemas.operations import TimeoutMs
 from app.schemas.values import (
     CID_EXAMPLE,
+    COUNT_MAX,
     VERSION_EXAMPLE,
     AnswerModel,
     CidText,
@@ -120,7 +121,7 @@ class OrderBy(RequestModel):
     descending: bool = False
 
 
-Limit = Annotated[int, Field(ge=1, description="Rows, at most.")]
+Limit = Annotated[int, Field(ge=1, le=COUNT_MAX, description="Rows, at most.")]
 Cursor = Annotated[
     str | None, Field(description="From the page before: continues in its snapshot.")
 ]
@@ -207,8 +208,8 @@ class Traverse(RequestModel):
     start: Annotated[tuple[CidText, ...], Field(examples=[[CID_EXAMPLE]])]
     direction: Direction = "out"
     edge_labels: tuple[str, ...] | None = None
-    min_depth: Annotated[int, Field(ge=0)] = 1
-    max_depth: Annotated[int, Field(ge=0)] = 1
+    min_depth: Annotated[int, Field(ge=0, le=COUNT_MAX)] = 1
+    max_depth: Annotated[int, Field(ge=0, le=COUNT_MAX)] = 1
     where_node: Annotated[
         Where | None, Field(description="Which nodes are returned and expanded.")
     ] = None
@@ -238,7 +239,7 @@ class ShortestPath(RequestModel):
     target: CidText
     direction: Direction = "out"
     edge_labels: tuple[str, ...] | None = None
-    max_depth: Annotated[int, Field(ge=0)] = 15
+    max_depth: Annotated[int, Field(ge=0, le=COUNT_MAX)] = 15
     weight: Annotated[
         str | None, Field(description="The property of edges whose sum is to be smallest.")
     ] = None
@@ -280,7 +281,8 @@ class QueryRequest(RequestModel):
         str | None, Field(description="Means the same as the header Kotoba-Session.")
     ] = None
     max_staleness_ms: Annotated[
-        int | None, Field(ge=0, description="With `eventual`: how old the answer may be.")
+        int | None,
+        Field(ge=0, le=COUNT_MAX, description="With `eventual`: how old the answer may be."),
     ] = None
     timeout_ms: TimeoutMs = None
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.schemas.operations import TimeoutMs
-from app.schemas.values import CidText
+from app.schemas.values import COUNT_MAX, CidText
 from cluster_core.query.plan import LIMIT_DEFAULT, Direction
 from cluster_core.types import Consistency
 
@@ -41,7 +41,8 @@ class ReadParameters(NoParameters):
         ),
     ] = None
     max_staleness_ms: Annotated[
-        int | None, Field(ge=0, description="With `eventual`: how old the answer may be.")
+        int | None,
+        Field(ge=0, le=COUNT_MAX, description="With `eventual`: how old the answer may be."),
     ] = None
     timeout_ms: TimeoutMs = None
 
@@ -60,13 +61,17 @@ class EdgeParameters(NodeParameters):
 
 
 class HistoryParameters(ReadParameters):
-    limit: Annotated[int, Field(ge=1, description="Versions, at most.")] = LIMIT_DEFAULT
+    limit: Annotated[int, Field(ge=1, le=COUNT_MAX, description="Versions, at most.")] = (
+        LIMIT_DEFAULT
+    )
 
 
 class NeighbourParameters(ReadParameters):
     direction: Direction = "out"
     label: Annotated[str | None, Field(description="Only edges with this label.")] = None
-    limit: Annotated[int, Field(ge=1, description="Edges on a page, at most.")] = LIMIT_DEFAULT
+    limit: Annotated[int, Field(ge=1, le=COUNT_MAX, description="Edges on a page, at most.")] = (
+        LIMIT_DEFAULT
+    )
     cursor: Annotated[
         str | None, Field(description="From the page before: continues in its snapshot.")
     ] = None

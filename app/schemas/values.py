@@ -21,6 +21,7 @@ from cluster_core.graph.values import (
 
 __all__ = [
     "CID_EXAMPLE",
+    "COUNT_MAX",
     "TIMESTAMP_EXAMPLE",
     "VERSION_EXAMPLE",
     "AnswerModel",
@@ -35,6 +36,9 @@ __all__ = [
 CID_EXAMPLE: Final = "bafyreigdmqpykrgxyaxtlafqpqhzrb7qy2rh75nldvfd4tucqmqqme5yje"
 VERSION_EXAMPLE: Final = "bafyreiccyjpxtt3wmi6wpd6dqsyo5xx5atrzqx7xhprz5o3vvihfgjhu2e"
 TIMESTAMP_EXAMPLE: Final = "1795447000123.00000"
+
+COUNT_MAX: Final = (1 << 31) - 1
+"""No count or time of a request is larger; what is really allowed is the node's configuration."""
 
 
 class RequestModel(BaseModel):
