@@ -2,7 +2,7 @@
 
 Close codes: 4400 a parameter is wrong (the reason says which), 4501 ``since`` was given (a feed
 cannot begin in the past yet), 1013 the reader was too slow (the reason is the last Resolved that it
-was sent), 1011 a bug of ours, with its id.
+was sent), 1011 a bug of ours, with its id, 4000 + the status of any other problem (4503: not now).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.websockets import WebSocketState
 from app.ports import Database, EventSubscription
 from app.problems import invalid, presentable
 from app.requests import PARAMETERS_MAX
-from cluster_core.errors import InvalidRequest
+from cluster_core.errors import InvalidRequest, KotobaError
 from cluster_core.events import (
     CLUSTER_EVENT_TYPES,
     Change,
@@ -85,8 +85,7 @@ async def stream_events(websocket: WebSocket) -> None:
     except _Closing as closing:
         code, reason = closing.code, closing.reason
     except Exception as exception:
-        error = presentable(exception, doing="sending events")
-        code, reason = CLOSE_BUG, str(error.extra.get("id", error.detail))
+        code, reason = _closing_for(presentable(exception, doing="sending events"))
     if websocket.application_state is WebSocketState.CONNECTED:
         await websocket.close(code, _reason(reason))
 
@@ -189,6 +188,12 @@ def _partitions(given: Mapping[str, str], partition_count: int) -> frozenset[int
         if int(number) >= partition_count:
             raise invalid("partitions", f"must be less than {partition_count}")
     return frozenset(map(int, numbers))
+
+
+def _closing_for(error: KotobaError) -> tuple[int, str]:
+    if "id" in error.extra:
+        return CLOSE_BUG, str(error.extra["id"])
+    return 4000 + error.status, error.detail
 
 
 def _reason(text: str) -> str:

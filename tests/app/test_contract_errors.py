@@ -338,7 +338,7 @@ async def test_a_huge_body_is_refused(client: httpx.AsyncClient, path: str) -> N
 
 async def test_a_batch_of_too_many_operations_is_refused(client: httpx.AsyncClient) -> None:
     many = {"operations": [create()] * 6}
-    malformed = {"operations": [{}] * 6}
+    malformed: dict[str, Any] = {"operations": [{}] * 6}
     for body in (many, malformed):
         problem = check_problem(await client.post(BATCH, json=body), 413, "too_large")
         assert problem["limit"] == 5

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+
+from cluster_core.errors import NotFound
+from cluster_core.graph.cid import cid_text
+from cluster_core.graph.operations import BatchOperation, CreateEdge, CreateNode
+from tests.app.fake_database import TIMESTAMP_TEXT, FakeDatabase, digest_of
+
+BATCH = "/v1/operations/batch"
+NDJSON = {"content-type": "application/x-ndjson"}
+NODE: dict[str, Any] = {"op": "create_node"}
+A = cid_text(digest_of("alice"))
+
+
+def edge(source: str, target: str) -> dict[str, Any]:
+    return {"op": "create_edge", "label": "KNOWS", "source_cid": source, "target_cid": target}
+
+
+async def send(client: httpx.AsyncClient, *operations: Any) -> dict[str, Any]:
+    answer = await client.post(BATCH, json={"operations": operations})
+    assert answer.status_code == 200, answer.text
+    document: dict[str, Any] = answer.json()
+    assert document["succeeded"] + document["failed"] == len(document["results"])
+    return document
+
+
+def codes(document: dict[str, Any]) -> list[str]:
+    return [r["error"]["code"] if "error" in r else "ok" for r in document["results"]]
+
+
+async def test_all_operations_go_in_one_call_and_come_back_in_order(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    database.failing[1] = NotFound("gone")
+    document = await send(client, NODE, {"op": "delete_node", "cid": A}, NODE)
+    assert codes(document) == ["ok", "not_found", "ok"]
+    assert document["results"][0] == {
+        "cid": cid_text(digest_of("new")),
+        "version": cid_text(digest_of("version")),
+        "partition": 17,
+        "timestamp": TIMESTAMP_TEXT,
+    }
+    assert document["results"][1]["error"]["detail"] == "gone"
+    assert (document["succeeded"], document["failed"]) == (2, 1)
+    assert len(database.call[0]) == 3
+
+
+async def test_the_session_is_that_of_the_last_write(client: httpx.AsyncClient) -> None:
+    answer = await client.post(BATCH, json={"operations": [NODE]})
+    assert answer.headers["kotoba-session"] == TIMESTAMP_TEXT
+
+
+async def test_options_reach_the_database(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    headers = {"Idempotency-Key": "k"}
+    await client.post(
+        f"{BATCH}?consistency=eventual&timeout_ms=9", json={"operations": [NODE]}, headers=headers
+    )
+    assert database.call[1] == {
+        "consistency": "eventual",
+        "idempotency_key": "k",
+        "principal": "",
+        "timeout_ms": 9,
+    }
+
+
+async def test_an_empty_batch_does_nothing(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    assert await send(client) == {"results": [], "succeeded": 0, "failed": 0}
+    assert not database.calls
+
+
+async def test_references_are_left_for_the_database_to_fill_in(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    document = await send(client, {**NODE, "ref": "a"}, {**NODE, "ref": "b"}, edge("$a", "$b"))
+    assert codes(document) == ["ok", "ok", "ok"]
+    assert database.call[0] == [
+        BatchOperation(CreateNode((), {}), "a", {}),
+        BatchOperation(CreateNode((), {}), "b", {}),
+        BatchOperation(
+            CreateEdge("KNOWS", b"", b"", {}), None, {"source_cid": "a", "target_cid": "b"}
+        ),
+    ]
+
+
+async def test_a_malformed_operation_fails_alone(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    document = await send(client, NODE, {"op": "drop"}, {**NODE, "properties": {"a": {}}}, 5, NODE)
+    assert codes(document) == ["ok", "invalid_request", "invalid_request", "invalid_request", "ok"]
+    assert document["results"][1]["error"]["errors"][0]["where"] == "op"
+    assert document["results"][2]["error"]["errors"][0]["where"] == "properties.a"
+    assert len(database.call[0]) == 2
+
+
+async def test_who_names_a_malformed_operation_fails_for_it(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    bad = {**NODE, "ref": "a", "labels": 5}
+    document = await send(
+        client, bad, {**edge("$a", A), "ref": "e"}, {"op": "delete_edge", "cid": "$e"}
+    )
+    assert codes(document) == ["invalid_request", "dependency_failed", "dependency_failed"]
+    assert document["results"][2]["error"]["ref"] == "e"
+    assert not database.calls
+
+
+async def test_who_names_an_operation_that_fails_at_the_database_fails_for_it(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    database.failing[0] = NotFound("gone")
+    document = await send(client, {**NODE, "ref": "a"}, edge("$a", A))
+    assert codes(document) == ["not_found", "dependency_failed"]
+
+
+async def test_a_reference_must_name_an_earlier_operation(client: httpx.AsyncClient) -> None:
+    document = await send(client, edge("$a", A), {**NODE, "ref": "a"})
+    assert codes(document) == ["invalid_request", "ok"]
+    assert "$a names no earlier operation" in document["results"][0]["error"]["detail"]
+
+
+async def test_a_reference_is_given_once_and_stays_with_the_first(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    document = await send(client, {**NODE, "ref": "a"}, {**NODE, "ref": "a"}, edge("$a", "$a"))
+    assert codes(document) == ["ok", "invalid_request", "ok"]
+
+
+async def test_lines_are_operations_too(client: httpx.AsyncClient, database: FakeDatabase) -> None:
+    lines = [json.dumps({**NODE, "ref": "a"}), "", json.dumps(edge("$a", A)) + "\r", "  "]
+    answer = await client.post(BATCH, content="\n".join(lines), headers=NDJSON)
+    assert codes(answer.json()) == ["ok", "ok"]
+    assert len(database.call[0]) == 2
+
+
+async def test_a_malformed_line_fails_alone(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    good = json.dumps(NODE).encode()
+    lines = [good, b'{"op": ', b"\xff", b'{"op": "create_node", "op": "create_node"}', good]
+    answer = await client.post(BATCH, content=b"\n".join(lines), headers=NDJSON)
+    assert codes(answer.json()) == ["ok", *["invalid_request"] * 3, "ok"]
+    assert len(database.call[0]) == 2
+
+
+async def test_a_repeated_key_spoils_the_whole_document(client: httpx.AsyncClient) -> None:
+    body = b'{"operations": [{"op": "create_node", "properties": {"a": 1, "a": 2}}]}'
+    answer = await client.post(BATCH, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert "'a' stands twice" in answer.json()["detail"]
