@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -42,27 +43,30 @@ class _Clients:
     """(sent, acknowledged, partition) of each write."""
     stopping: bool = False
 
-    async def run(self, http: httpx.AsyncClient, number: int) -> None:
-        count = 0
+    async def run(self, number: int) -> None:
         prefix = secrets.token_hex(4)
-        while not self.stopping:
-            path, body = self.system.write_request(f"{prefix}{count:08x}")
-            headers = {"Idempotency-Key": f"{prefix}-{count}"}
-            turn = number + count
-            sent = time.monotonic()
+        # A client of its own for each: httpx looks at all connections of one for each request.
+        async with httpx.AsyncClient(timeout=_ATTEMPT_S, trust_env=False, verify=False) as http:
+            count = 0
             while not self.stopping:
-                url = self.urls[turn % len(self.urls)]
-                try:
-                    answer = await http.post(url + path, json=body, headers=headers)
-                    if answer.is_success:
-                        partition = int(answer.json().get("partition", 0))
-                        self.acknowledged.append((sent, time.monotonic(), partition))
-                        break
-                except httpx.HTTPError:
-                    pass
-                await asyncio.sleep(0.005)
-                turn += 1
-            count += 1
+                await self._write(http, prefix, count, number + count)
+                count += 1
+
+    async def _write(self, http: httpx.AsyncClient, prefix: str, count: int, turn: int) -> None:
+        """One write, tried at one node after the other until it is acknowledged."""
+        path, body = self.system.write_request(f"{prefix}{count:08x}")
+        headers = {"Idempotency-Key": f"{prefix}-{count}"}
+        sent = time.monotonic()
+        while not self.stopping:
+            url = self.urls[turn % len(self.urls)]
+            with contextlib.suppress(httpx.HTTPError):
+                answer = await http.post(url + path, json=body, headers=headers)
+                if answer.is_success:
+                    partition = int(answer.json().get("partition", 0))
+                    self.acknowledged.append((sent, time.monotonic(), partition))
+                    return
+            await asyncio.sleep(0.005)
+            turn += 1
 
 
 def measure_failover(system: System) -> Failover:
@@ -76,19 +80,17 @@ def measure_failover(system: System) -> Failover:
 async def _measure(system: System, victim: str) -> Failover:
     survivors = [url for url in system.all_urls() if url != system.url_of(victim)]
     clients = _Clients(system, survivors)
-    limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
-    async with httpx.AsyncClient(timeout=_ATTEMPT_S, limits=limits, trust_env=False) as http:
-        tasks = [asyncio.create_task(clients.run(http, n)) for n in range(_CONNECTIONS)]
-        await asyncio.sleep(_BEFORE_S)
-        orphans = set(system.orphans_of(victim, survivors[0]) or [0])
-        killed_at = time.monotonic()
-        system.kill(victim)
-        while time.monotonic() < killed_at + _AFTER_S:
-            await asyncio.sleep(0.1)
-            if _evaluate(clients.acknowledged, killed_at, orphans).all_orphaned is not None:
-                break
-        clients.stopping = True
-        await asyncio.gather(*tasks)
+    tasks = [asyncio.create_task(clients.run(number)) for number in range(_CONNECTIONS)]
+    await asyncio.sleep(_BEFORE_S)
+    orphans = set(system.orphans_of(victim, survivors[0]) or [0])
+    killed_at = time.monotonic()
+    system.kill(victim)
+    while time.monotonic() < killed_at + _AFTER_S:
+        await asyncio.sleep(0.1)
+        if _evaluate(clients.acknowledged, killed_at, orphans).all_orphaned is not None:
+            break
+    clients.stopping = True
+    await asyncio.gather(*tasks)
     return _evaluate(clients.acknowledged, killed_at, orphans)
 
 

@@ -36,7 +36,7 @@ class Acknowledged:
 class Writers:
     """Clients that create vertices without a pause, each at the nodes in turn."""
 
-    api: Api
+    urls: Sequence[str]
     acknowledged: list[Acknowledged] = field(default_factory=list)
     retries: int = 0
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -53,32 +53,33 @@ class Writers:
         await asyncio.gather(*self._tasks)
 
     async def _write(self, name: str, number: int) -> None:
-        urls = self.api.urls
-        count = 0
-        while not self._stopping:
-            turn = (number + count) % len(urls)
-            body: Json = {
-                "op": "create_node",
-                "labels": ["Written"],
-                "properties": {"writer": number, "count": count},
-            }
-            attempts: list[str] = []
-            sent = time.monotonic()
-            answer = await self.api.post(
-                "/v1/operations?forward=true",
-                body,
-                urls=urls[turn:] + urls[:turn],
-                key=f"{name}-{count}",
-                timeout_s=_ATTEMPT_S,
-                attempts=attempts,
-            )
-            self.acknowledged.append(
-                Acknowledged(
-                    answer["cid"], answer["partition"], sent, time.monotonic(), attempts[-1]
-                )
-            )
-            self.retries += len(attempts) - 1
-            count += 1
+        async with Api(self.urls) as api:
+            count = 0
+            while not self._stopping:
+                await self._write_once(api, name, number, count)
+                count += 1
+
+    async def _write_once(self, api: Api, name: str, number: int, count: int) -> None:
+        turn = (number + count) % len(api.urls)
+        body: Json = {
+            "op": "create_node",
+            "labels": ["Written"],
+            "properties": {"writer": number, "count": count},
+        }
+        attempts: list[str] = []
+        sent = time.monotonic()
+        answer = await api.post(
+            "/v1/operations?forward=true",
+            body,
+            urls=api.urls[turn:] + api.urls[:turn],
+            key=f"{name}-{count}",
+            timeout_s=_ATTEMPT_S,
+            attempts=attempts,
+        )
+        self.acknowledged.append(
+            Acknowledged(answer["cid"], answer["partition"], sent, time.monotonic(), attempts[-1])
+        )
+        self.retries += len(attempts) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ class _Story:
     ) -> None:
         self._chapter("kill -9, while 48 clients write")
         url = self.cluster.nodes[listener].url
-        writers = Writers(api)
+        writers = Writers(api.urls)
         writers.start()
         await asyncio.sleep(_WRITE_BEFORE_S)
         victim = await self._choose_victim(api, url, listener)
