@@ -60,7 +60,7 @@ class _Cut:
 
     def __init__(self, *, hold: bool):
         self.hold = hold
-        self.held: list[Callable[[], None]] = []
+        self.held: list[tuple[Process, Callable[[], None]]] = []
 
 
 class SimNetwork:
@@ -109,8 +109,9 @@ class SimNetwork:
         if cut is None:
             return
         self.trace(f"heal {source} -> {target}")
-        for deliver in cut.held:
-            deliver()
+        for receiver, deliver in cut.held:
+            if receiver.alive:
+                receiver.call(deliver)
 
     def heal_all(self) -> None:
         for source, target in sorted(self._cuts):
@@ -148,13 +149,15 @@ class SimNetwork:
     def _happens(self, rate: float) -> bool:
         return rate > 0 and self.random.random() < rate
 
-    def pass_through(self, source: str, target: str, deliver: Callable[[], None]) -> None:
-        """Call ``deliver`` now, or when the cut in its way ends, or never."""
+    def pass_through(
+        self, source: str, target: str, receiver: Process, deliver: Callable[[], None]
+    ) -> None:
+        """Call ``deliver`` in ``receiver`` now, or when the cut in its way ends, or never."""
         cut = self._cuts.get((source, target))
         if cut is None:
             deliver()
         elif cut.hold:
-            cut.held.append(deliver)
+            cut.held.append((receiver, deliver))
 
 
 class _Stream:
@@ -194,10 +197,10 @@ class _Stream:
 
     def _pass(self, frames: list[bytes]) -> None:
         source, target = self.sender.address, self.receiver.address
-        self.network.pass_through(source, target, lambda: self._deliver(frames))
-
-    def _deliver(self, frames: list[bytes]) -> None:
-        self.receiver.receive(self, frames)
+        receiver = self.receiver
+        self.network.pass_through(
+            source, target, receiver.process, lambda: receiver.receive(self, frames)
+        )
 
     def break_off(self, why: str) -> None:
         """Both ends notice, each in its own time; what has not arrived by then is lost."""
@@ -214,6 +217,21 @@ class _Stream:
         )
 
 
+class _Link:
+    """One peer as a transport sees it, by the rules of the shipped transport: it is *up* while the
+    outgoing stream stands and the incoming one is not lost; a new stream, either way, clears that;
+    every change is reported once."""
+
+    __slots__ = ("connecting", "incoming", "incoming_lost", "outgoing", "up")
+
+    def __init__(self) -> None:
+        self.outgoing: _Stream | None = None
+        self.incoming: _Stream | None = None
+        self.incoming_lost = False
+        self.connecting = False
+        self.up = False
+
+
 class SimTransport:
     """The ``Transport`` of one simulated process. ``address`` is where its host stands."""
 
@@ -224,9 +242,7 @@ class SimTransport:
         self._receiver: Receiver | None = None
         self._identity: tuple[str, str, str] | None = None
         self._peers: dict[str, str] = {}
-        self._outgoing: dict[str, _Stream] = {}
-        self._incoming: dict[str, _Stream] = {}
-        self._connecting: dict[str, None] = {}
+        self._links: dict[str, _Link] = {}
         self._closed = False
 
     # The port
@@ -244,9 +260,9 @@ class SimTransport:
     def set_peers(self, addresses: dict[str, str]) -> None:
         if self._closed:
             return
-        for peer in sorted(self._outgoing):
-            if addresses.get(peer) != self._peers.get(peer):
-                self._outgoing[peer].break_off("no longer a peer")
+        for peer, link in self._links.items():
+            if link.outgoing is not None and addresses.get(peer) != self._peers.get(peer):
+                link.outgoing.break_off("no longer a peer")
         self._peers = {
             peer: addresses[peer] for peer in sorted(addresses) if addresses[peer] != self.address
         }
@@ -254,9 +270,9 @@ class SimTransport:
 
     def send(self, peer: str, frame: bytes) -> None:
         assert isinstance(frame, bytes)
-        stream = self._outgoing.get(peer)
-        if stream is not None and stream.open and not self._closed:
-            stream.send(frame)
+        link = self._links.get(peer)
+        if link is not None and link.outgoing is not None and not self._closed:
+            link.outgoing.send(frame)
 
     async def call(self, address: str, method: str, body: bytes, *, timeout: float) -> bytes:
         try:
@@ -274,55 +290,65 @@ class SimTransport:
         """The process is gone or leaves: its kernel closes what was open, so peers hear of it."""
         self._closed = True
         self.network.detach(self)
-        streams = [side[peer] for side in (self._outgoing, self._incoming) for peer in sorted(side)]
-        for stream in streams:
-            stream.break_off("closed")
-        self._outgoing.clear()
-        self._incoming.clear()
+        for link in self._links.values():
+            for stream in (link.outgoing, link.incoming):
+                if stream is not None:
+                    stream.break_off("closed")
 
     # Streams
 
     def stream_to(self, address: str) -> _Stream | None:
-        for peer in sorted(self._outgoing):
-            stream = self._outgoing[peer]
-            if stream.receiver.address == address:
-                return stream
+        for link in self._links.values():
+            if link.outgoing is not None and link.outgoing.receiver.address == address:
+                return link.outgoing
         return None
 
     def _connect_all(self) -> None:
         if self._identity is None or self._receiver is None:
             return
         for peer in self._peers:
-            if peer not in self._outgoing:
-                self._connect(peer, self.network.faults.reconnect_min)
+            self._connect(peer, self.network.faults.reconnect_min)
+
+    def _link(self, peer: str) -> _Link:
+        return self._links.setdefault(peer, _Link())
+
+    def _judge(self, peer: str, link: _Link) -> None:
+        up = link.outgoing is not None and not link.incoming_lost
+        if up == link.up or self._closed:
+            return
+        link.up = up
+        assert self._receiver is not None
+        (self._receiver.on_peer_up if up else self._receiver.on_peer_down)(peer)
 
     def _connect(self, peer: str, backoff: float) -> None:
-        if peer in self._connecting:
+        link = self._link(peer)
+        if link.connecting or link.outgoing is not None:
             return
-        self._connecting[peer] = None
+        link.connecting = True
         delay = 2 * self.network.latency()  # there and back
-        self.network.loop.call_later(
-            delay, self._connected, peer, backoff, context=self.process.context
-        )
+        self._later(delay, self._connected, peer, backoff)
+
+    def _later(self, delay: float, action: Callable[..., None], *args: Any) -> None:
+        self.network.loop.call_later(delay, action, *args, context=self.process.context)
 
     def _connected(self, peer: str, backoff: float) -> None:
-        self._connecting.pop(peer, None)
-        if self._closed or peer not in self._peers or peer in self._outgoing:
+        link = self._link(peer)
+        link.connecting = False
+        if self._closed or peer not in self._peers:
             return
         receiver = self._accepting(peer)
         if receiver is None:
-            faults = self.network.faults
-            delay = backoff * self.network.random.uniform(0.5, 1.0)
-            backoff = min(2 * backoff, faults.reconnect_max)
-            self.network.loop.call_later(
-                delay, self._connect, peer, backoff, context=self.process.context
+            backoff = min(2 * backoff, self.network.faults.reconnect_max)
+            self._later(
+                backoff * self.network.random.uniform(0.5, 1.0), self._connect, peer, backoff
             )
             return
         assert self._identity is not None
-        stream = self._outgoing[peer] = _Stream(self, peer, receiver)
-        receiver.accept(self._identity[1], stream)
-        assert self._receiver is not None
-        self._receiver.on_peer_up(peer)
+        stream = link.outgoing = _Stream(self, peer, receiver)
+        if link.incoming is None:
+            link.incoming_lost = False
+        receiver.process.call(receiver.accept, self._identity[1], stream)
+        self._judge(peer, link)
 
     def _accepting(self, peer: str) -> SimTransport | None:
         """The host of ``peer``, if a stream to it can be opened now."""
@@ -340,30 +366,37 @@ class SimTransport:
         return caller[0] == self._identity[0] and called == self._identity[1]
 
     def accept(self, peer: str, stream: _Stream) -> None:
-        self._incoming[peer] = stream
+        """A new incoming stream; an older one is over, and what was under way on it is lost."""
+        link = self._link(peer)
+        if link.incoming is not None:
+            link.incoming_lost = True
+            self._judge(peer, link)
+        link.incoming, link.incoming_lost = stream, False
+        self._judge(peer, link)
 
     def receive(self, stream: _Stream, frames: list[bytes]) -> None:
         peer = stream.sender.name
-        if not self._closed and self._incoming.get(peer) is stream:
+        if not self._closed and self._link(peer).incoming is stream:
             assert self._receiver is not None
             self._receiver.on_frames(peer, frames)
 
     def outgoing_broke(self, stream: _Stream) -> None:
-        if self._closed or self._outgoing.get(stream.peer) is not stream:
+        peer = stream.peer
+        link = self._link(peer)
+        if self._closed or link.outgoing is not stream:
             return
-        del self._outgoing[stream.peer]
-        assert self._receiver is not None
-        self._receiver.on_peer_down(stream.peer)
-        if stream.peer in self._peers:
-            self._connect(stream.peer, self.network.faults.reconnect_min)
+        link.outgoing = None
+        self._judge(peer, link)
+        if peer in self._peers:
+            self._connect(peer, self.network.faults.reconnect_min)
 
     def incoming_broke(self, stream: _Stream) -> None:
         peer = stream.sender.name
-        if self._closed or self._incoming.get(peer) is not stream:
+        link = self._link(peer)
+        if self._closed or link.incoming is not stream:
             return
-        del self._incoming[peer]
-        assert self._receiver is not None
-        self._receiver.on_peer_down(peer)
+        link.incoming, link.incoming_lost = None, True
+        self._judge(peer, link)
 
     @property
     def name(self) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.simulation.chaos import Chaos
-from tests.simulation.invariants.view import views
 from tests.simulation.linearizability import check
 from tests.simulation.models import EntityModel
 from tests.simulation.watch import Watch
@@ -79,11 +78,11 @@ async def _live(
         tasks.append(trouble.run(until))
     await asyncio.gather(*tasks)
     await trouble.end()
-    await _recover(world, history)
+    await _recover(world, history, watch)
     watch.at_rest(history)
 
 
-async def _recover(world: World, history: History) -> None:
+async def _recover(world: World, history: History, watch: Watch) -> None:
     """Liveness: without faults, every node is ready and serves reads of everything, and writes."""
     await world.until_ready(_RECOVERY_S)
     client = Client(world, history, "auditor", attempts=30)
@@ -94,24 +93,4 @@ async def _recover(world: World, history: History) -> None:
     for _ in world.nodes:
         assert await client.create_vertex() is not None, "no write is acknowledged"
     assert world.loop.time() < deadline, "the cluster is slow without any fault"
-    await world.until(_when(lambda: _level(world)), _RECOVERY_S, "replicas level, no intent left")
-
-
-def _when(condition: Callable[[], bool]) -> Callable[[], Coroutine[Any, Any, bool]]:
-    async def ask() -> bool:
-        return condition()
-
-    return ask
-
-
-def _level(world: World) -> bool:
-    """All replicas of a group have applied all of its log, and no transaction is undecided."""
-    groups: dict[int, set[tuple[int, int]]] = {}
-    replicas = views(world)
-    for view in replicas:
-        groups.setdefault(view.group, set()).add((view.applied, view.last_written))
-    levelled = all(
-        len(positions) == 1 and all(applied == last for applied, last in positions)
-        for positions in groups.values()
-    )
-    return levelled and not any(view.replica.intents.all() for view in replicas)
+    await world.until(watch.is_level, _RECOVERY_S, "replicas level, no intent left")

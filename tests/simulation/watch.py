@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from cluster_core.types import GroupId
 from tests.simulation.invariants.clock_monotonicity import ClockMonotonicity
 from tests.simulation.invariants.election_safety import ElectionSafety
 from tests.simulation.invariants.log_matching import LogMatching
@@ -11,7 +12,7 @@ from tests.simulation.invariants.no_lost_write import NoLostWrite
 from tests.simulation.invariants.replica_equality import ReplicaEquality
 from tests.simulation.invariants.state_machine_safety import StateMachineSafety
 from tests.simulation.invariants.transaction_atomicity import TransactionAtomicity
-from tests.simulation.invariants.view import Invariant, views
+from tests.simulation.invariants.view import Invariant, Views
 from tests.simulation.workload import History
 from tests.simulation.world import World
 
@@ -26,6 +27,7 @@ class Watch:
 
     def __init__(self, world: World):
         self._world = world
+        self._views = Views(world)
         self._elections = ElectionSafety()
         self._logs: list[Invariant] = [LogMatching(), StateMachineSafety(), ClockMonotonicity()]
         self._next = 0.0
@@ -33,7 +35,7 @@ class Watch:
         world.loop.after_turn = self._after_turn
 
     def _after_turn(self) -> None:
-        replicas = views(self._world)
+        replicas = self._views()
         self._elections.check(replicas)
         self._note_leaders()
         if self._world.loop.time() >= self._next:
@@ -42,14 +44,24 @@ class Watch:
                 invariant.check(replicas)
 
     def _note_leaders(self) -> None:
-        leaders = list(self._elections.leaders.items())
-        for (group, term), node in leaders[self._leaders_noted :]:
-            self._world.note(f"{node} leads group {group} in term {term}")
-        self._leaders_noted = len(leaders)
+        leaders = self._elections.leaders
+        if len(leaders) > self._leaders_noted:
+            for (group, term), node in list(leaders.items())[self._leaders_noted :]:
+                self._world.note(f"{node} leads group {group} in term {term}")
+            self._leaders_noted = len(leaders)
+
+    def is_level(self) -> bool:
+        """All replicas of a group have applied all of its log, and no transaction is undecided."""
+        groups: dict[GroupId, set[int]] = {}
+        for view in self._views():
+            groups.setdefault(view.group, set()).update((view.applied, view.last_written))
+            if len(view.replica.intents):
+                return False
+        return all(len(positions) == 1 for positions in groups.values())
 
     def at_rest(self, history: History) -> None:
         """Faults have ended, nothing is in flight, all replicas have caught up."""
-        replicas = views(self._world)
+        replicas = self._views()
         answers = [result for _, result in history.acknowledged]
         for invariant in (ReplicaEquality(), TransactionAtomicity(), NoLostWrite(answers)):
             invariant.check(replicas)

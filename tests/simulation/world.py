@@ -16,7 +16,8 @@ from typing import Any, Final, TypeVar
 
 from cluster_core.cluster import KotobaCluster
 from cluster_core.config import ClusterConfig, MembershipConfig, RaftConfig
-from cluster_core.errors import KotobaError
+from cluster_core.node.node import ClusterNode
+from cluster_core.node.observe import readiness_of
 from cluster_core.storage.memory import MemoryDisk, MemoryEngine
 from tests.simulation.clock import SimClock
 from tests.simulation.loop import Process, ProcessDied, SimLoop
@@ -64,6 +65,11 @@ class SimNode:
     def cluster(self) -> KotobaCluster:
         assert self._cluster is not None, f"{self.name} does not run"
         return self._cluster
+
+    @property
+    def founded(self) -> ClusterNode | None:
+        """The composition inside, once this node belongs to a cluster and while it runs."""
+        return None if self._cluster is None else self._cluster.founded
 
     @property
     def engine(self) -> MemoryEngine:
@@ -170,10 +176,6 @@ class World:
         """Two runs of one seed have the same; a difference means that something is not under it."""
         return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
 
-    @property
-    def running(self) -> list[SimNode]:
-        return [node for node in self.nodes if node.alive]
-
     def start_all(self) -> None:
         for node in self.nodes:
             if not node.alive:
@@ -182,24 +184,13 @@ class World:
     async def until_ready(self, timeout: float = _START_TIMEOUT_S) -> None:
         """Every node runs and says that it is ready."""
         for node in self.nodes:
-            await self.until(partial(self._is_ready, node), timeout, f"{node.name} ready")
-
-    @staticmethod
-    async def _is_ready(node: SimNode) -> bool:
-        try:
-            return (await node.ask(lambda cluster: cluster.readiness())).is_ready
-        except (KotobaError, ProcessDied):
-            return False
+            await self.until(partial(_is_ready, node), timeout, f"{node.name} ready")
 
     async def until(
-        self,
-        condition: Callable[[], Coroutine[Any, Any, bool]],
-        timeout: float,
-        what: str,
-        every: float = 0.05,
+        self, condition: Callable[[], bool], timeout: float, what: str, every: float = 0.05
     ) -> None:
         deadline = self.loop.time() + timeout
-        while not await condition():
+        while not condition():
             assert self.loop.time() < deadline, f"not within {timeout} s of virtual time: {what}"
             await asyncio.sleep(every)
 
@@ -207,6 +198,10 @@ class World:
         for node in self.nodes:
             if node.alive:
                 await node.crash()
+
+
+def _is_ready(node: SimNode) -> bool:
+    return node.alive and readiness_of(node.cluster).is_ready
 
 
 def simulate(

@@ -14,7 +14,7 @@ class ElectionSafety:
 
     def check(self, replicas: list[ReplicaView]) -> None:
         for view in replicas:
-            if view.leads:
+            if view.replica.is_leader:
                 first = self.leaders.setdefault((view.group, view.term), view.node)
                 assert first == view.node, (
                     f"group {view.group}, term {view.term}: led by {first} and by {view.node}"

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from cluster_core.node.node import ClusterNode
 from cluster_core.ports import DATA, RAFT, Engine
 from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
 from cluster_core.types import GroupId, Timestamp
 from tests.simulation.world import SimNode, World
 
-__all__ = ["Invariant", "ReplicaView", "replicas_of", "views"]
+__all__ = ["Invariant", "ReplicaView", "Views"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,12 @@ class ReplicaView:
     group: GroupId
     replica: Replica
     engine: Engine
-    clock: Timestamp
-    """The highest timestamp that the node gave or merged."""
+    founded: ClusterNode
+
+    @property
+    def clock(self) -> Timestamp:
+        """The highest timestamp that the node gave or merged."""
+        return self.founded.clock.latest
 
     @property
     def life(self) -> tuple[str, int, GroupId]:
@@ -67,15 +72,29 @@ class Invariant(Protocol):
     def check(self, replicas: list[ReplicaView]) -> None: ...
 
 
-def replicas_of(node: SimNode) -> list[ReplicaView]:
-    host = node.cluster.node.host
-    clock = node.cluster.node.clock.latest
+class Views:
+    """Every replica of every running node. Asked for after every turn, so it remembers."""
+
+    def __init__(self, world: World):
+        self._world = world
+        self._seen: dict[str, tuple[ClusterNode, list[ReplicaView]]] = {}
+
+    def __call__(self) -> list[ReplicaView]:
+        found: list[ReplicaView] = []
+        for node in self._world.nodes:
+            founded = node.founded
+            if founded is None:
+                continue
+            seen = self._seen.get(node.name)
+            if seen is None or seen[0] is not founded or len(seen[1]) != len(founded.host.replicas):
+                seen = self._seen[node.name] = (founded, _replicas_of(node, founded))
+            found += seen[1]
+        return found
+
+
+def _replicas_of(node: SimNode, founded: ClusterNode) -> list[ReplicaView]:
+    replicas = founded.host.replicas
     return [
-        ReplicaView(node.name, node.incarnation, group, host.replicas[group], node.engine, clock)
-        for group in sorted(host.replicas)
+        ReplicaView(node.name, node.incarnation, group, replicas[group], node.engine, founded)
+        for group in sorted(replicas)
     ]
-
-
-def views(world: World) -> list[ReplicaView]:
-    """Every replica of every running node."""
-    return [view for node in world.running for view in replicas_of(node)]
