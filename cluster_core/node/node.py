@@ -133,7 +133,8 @@ class ClusterNode:
         self._transport.set_peers(peers)
         self.host.start()
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._sweep.run()), loop.create_task(self._keep_house())]
+        work = (self._sweep.run(), self._keep_house(), self.mesh.expire())
+        self._tasks = [loop.create_task(one) for one in work]
         if self._is_new:
             loop.call_later(
                 self._random.uniform(0.3, 1.0) * FOUNDING_CAMPAIGN_S, self._campaign_for_own

@@ -117,10 +117,26 @@ class Writes:
                 item = await self._located(operation, idempotency_key, principal, deadline)
             elif not forward:
                 await self._require_leader_here(item, deadline)
-            outcome = (await self._execute([item], eventual, deadline))[0]
+            result = await self._execute_one(item, eventual, deadline)
+        except KotobaError:
+            self.failed += 1
+            raise
         finally:
             self._inflight -= 1
-        self._count(outcome)
+        self.processed += 1
+        return result
+
+    async def _execute_one(self, item: Item, eventual: bool, deadline: float) -> OperationResult:
+        """The first try of a single item goes the short way where this node leads."""
+        replica = self._router.host.replicas.get(group_of(item.partition))
+        if replica is not None and replica.evaluation is not None:
+            try:
+                return await self._executor.execute_one(item, deadline, durable_here=eventual)
+            except (NoLeader, OutcomeUnknown) as error:
+                if not _is_retriable(item, error):
+                    raise
+                item = msgspec.structs.replace(item, check=bool(item.nonce))
+        outcome = (await self._execute([item], eventual, deadline))[0]
         if isinstance(outcome, KotobaError):
             raise outcome
         return outcome
@@ -289,10 +305,6 @@ class Writes:
     async def _execute(
         self, items: Sequence[Item], eventual: bool, deadline: float
     ) -> list[Outcome]:
-        if len(items) == 1 and self._leads(items[0].partition):
-            outcomes = await self._executor.execute(items, deadline, durable_here=eventual)
-            if not _is_retriable(items[0], outcomes[0]):
-                return outcomes
         outcomes_by_position: dict[int, Outcome] = {}
         todo = list(range(len(items)))
         sent = list(items)
@@ -327,10 +339,6 @@ class Writes:
             await asyncio.sleep(RETRY_DELAY_S)
         return [outcomes_by_position[position] for position in range(len(items))]
 
-    def _leads(self, partition: int) -> bool:
-        replica = self._router.host.replicas.get(group_of(partition))
-        return replica is not None and replica.evaluation is not None
-
     async def _execute_at(
         self,
         node: NodeId,
@@ -362,6 +370,11 @@ class Writes:
     async def _serve_execute(self, peer: NodeId, body: bytes) -> bytes:
         request = _decode_request(body)
         deadline = asyncio.get_running_loop().time() + request.timeout_ms / 1000
+        if len(request.items) == 1:
+            result = await self._executor.execute_one(
+                request.items[0], deadline, durable_here=request.durable_here
+            )
+            return encode_message([_Executed(result)])
         outcomes = await self._executor.execute(
             request.items, deadline, durable_here=request.durable_here
         )

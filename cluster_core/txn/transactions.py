@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -100,7 +100,7 @@ class Transaction:
         self.own: list[Part] = []
         self.remote: dict[GroupId, list[Part]] = {}
         self.commit: Timestamp = 0
-        self.applied: list[asyncio.Future[object]] = []
+        self.applied: list[asyncio.Future[Any]] = []
         """Done when a participant's prepare is applied."""
         self.resumed = False
         self.again = False
@@ -245,7 +245,7 @@ class Transactions:
         try:
             if node == self._router.node_id:
                 answers, applied = await self._participant.prepare(items, deadline)
-                done: asyncio.Future[object] = asyncio.ensure_future(_all(applied))
+                done: asyncio.Future[Any] = asyncio.ensure_future(_all(applied))
             else:
                 answers, done = await self._prepare_remotely(node, items, deadline)
         except KotobaError as error:
@@ -263,18 +263,15 @@ class Transactions:
 
     async def _prepare_remotely(
         self, node: NodeId, items: list[PrepareItem], deadline: float
-    ) -> tuple[list[Prepared], asyncio.Future[object]]:
+    ) -> tuple[list[Prepared], asyncio.Future[bytes]]:
         mesh = self._router.mesh
         remaining = max(0.01, deadline - asyncio.get_running_loop().time())
-        notify, notified = mesh.expect(node)
-        done: asyncio.Future[object] = asyncio.ensure_future(
-            mesh.answer(notify, notified, timeout=remaining)
-        )
+        notify, done = mesh.expect(node, timeout=remaining)
         body = encode_message(PrepareRequest(items, notify, int(remaining * 1000)))
         try:
             answer = await mesh.request(node, "txn.prepare", body, timeout=remaining)
         except KotobaError:
-            done.cancel()
+            mesh.forget(notify)
             raise
         return _decode_answers(answer), done
 
@@ -667,7 +664,7 @@ def _prepared(transaction: Transaction) -> bool:
     )
 
 
-def _observe(future: asyncio.Future[object]) -> None:
+def _observe(future: asyncio.Future[Any]) -> None:
     """An outcome that nobody asks for any more is no error."""
     if not future.cancelled():
         future.exception()
