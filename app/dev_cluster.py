@@ -188,6 +188,10 @@ class LocalCluster:
         """The nodes that should run and do not."""
         return [node for node in self.nodes.values() if node.expected and not node.is_running]
 
+    def keep(self) -> None:
+        """Leave the folder where it is at the end, so that somebody can look into it."""
+        self.is_temporary = False
+
     def close(self) -> None:
         """Stop everything, and remove the folder if it is a temporary one."""
         try:

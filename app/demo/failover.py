@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -84,10 +84,13 @@ class Writers:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """What the writers noticed of a kill, in seconds after it. None: never."""
+    """What the writers noticed of a kill, in seconds after it; None: never.
+
+    Only writes sent after the kill count: what was acknowledged just before it may arrive later.
+    """
 
     first: float | None
-    """The first acknowledgement at all, of a write sent after the kill."""
+    """The first acknowledgement."""
     first_orphaned: float | None
     """The first in a partition that the dead node led."""
     all_orphaned: float | None
@@ -97,21 +100,21 @@ class Outage:
 
 
 def measure_outage(
-    acknowledged: Sequence[Acknowledged], killed_at: float, orphaned: Sequence[int]
+    acknowledged: Sequence[Acknowledged], killed_at: float, orphaned: Collection[int]
 ) -> Outage:
     """Derive an outage from what was acknowledged after ``killed_at``."""
-    after = sorted((item for item in acknowledged if item.done > killed_at), key=lambda i: i.done)
-    sent_after = [item for item in after if item.sent >= killed_at]
     firsts: dict[int, float] = {}
-    for item in after:
-        if item.partition in set(orphaned):
-            firsts.setdefault(item.partition, item.done - killed_at)
-    times = [killed_at, *(item.done for item in after)]
+    for item in acknowledged:
+        if item.sent >= killed_at:
+            after = item.done - killed_at
+            firsts[item.partition] = min(firsts.get(item.partition, after), after)
+    back = [firsts[partition] for partition in orphaned if partition in firsts]
+    times = sorted([killed_at, *(item.done for item in acknowledged if item.done > killed_at)])
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     return Outage(
-        first=sent_after[0].done - killed_at if sent_after else None,
-        first_orphaned=min(firsts.values(), default=None),
-        all_orphaned=max(firsts.values()) if set(firsts) == set(orphaned) and firsts else None,
+        first=min(firsts.values(), default=None),
+        first_orphaned=min(back, default=None),
+        all_orphaned=max(back) if back and len(back) == len(orphaned) else None,
         longest_gap=max(gaps, default=0.0),
     )
 

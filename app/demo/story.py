@@ -15,7 +15,6 @@ from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
@@ -32,6 +31,7 @@ __all__ = ["demo"]
 _WRITE_BEFORE_S: Final = 2.0
 _WRITE_AFTER_S: Final = 4.0
 _CATCH_UP_S: Final = 30.0
+_PLAIN_WIDTH: Final = 100
 _EVENT_S: Final = 15.0
 """How long an event about the killed node may take: longer than a node is silent before it is
 called failed."""
@@ -40,13 +40,20 @@ called failed."""
 def demo() -> int:
     """Run the demo; the exit code: 0 when everything that it promises happened."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PLAIN_WIDTH)
     began = time.monotonic()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with LocalCluster(3) as cluster:
-            asyncio.run(_Story(console, cluster).tell())
+            try:
+                asyncio.run(_Story(console, cluster).tell())
+            except (DemoFailed, ClusterFailed):
+                cluster.keep()
+                raise
     except (DemoFailed, ClusterFailed) as error:
         console.print(f"\n[bold red]The demo failed:[/] {escape(str(error))}")
+        console.print(f"The nodes are stopped; their logs and data are in {cluster.folder}.")
         return 1
     console.print(
         f"\nAll nodes are stopped and the temporary folder is gone, after {_seconds(began)} in all."
@@ -126,14 +133,10 @@ class _Story:
     async def _ask(self, api: Api, cids: Cids) -> None:
         self._chapter("Questions")
         for answer in await ask_all(Asked(api, cids)):
-            self.console.print(
-                Text.assemble(
-                    ("  " + answer.question, "bold"),
-                    (f"  {answer.seconds * 1000:,.0f} ms, {answer.how}", "dim"),
-                )
-            )
+            self._print(Text(answer.question, "bold"), 2)
             for line in answer.lines:
-                self.console.print(Padding(Text(line), (0, 0, 0, 4)))
+                self._print(Text(line), 4)
+            self._print(Text(f"({answer.seconds * 1000:,.0f} ms: {answer.how})", "dim"), 4)
 
     async def _kill(
         self, api: Api, graph: CodeGraph, cids: Cids, listener: str, watch: EventWatch
@@ -249,7 +252,12 @@ class _Story:
         self.console.print(f"\n[bold cyan]{self.chapters}[/]  [bold]{title}[/]")
 
     def _say(self, text: str) -> None:
-        self.console.print(Padding(Text.from_markup(text), (0, 0, 0, 2)))
+        self._print(Text.from_markup(text), 2)
+
+    def _print(self, text: Text, indent: int) -> None:
+        for line in text.wrap(self.console, self.console.width - indent):
+            line.rstrip()
+            self.console.print(Text(" " * indent) + line)
 
     def _good(self, text: str) -> None:
         self._say(f"[green]✓[/] {text}")

@@ -14,9 +14,10 @@ def test_an_outage_is_measured_from_the_kill() -> None:
     outage = measure_outage(
         [
             acknowledged(1, 9.0, 9.5),
-            acknowledged(2, 9.9, 10.1),
+            acknowledged(1, 9.9, 10.1),  # was on its way when the node died
             acknowledged(2, 10.1, 10.2),
-            acknowledged(1, 9.9, 10.7),
+            acknowledged(1, 10.1, 10.7),
+            acknowledged(1, 10.8, 10.9),
             acknowledged(3, 10.1, 11.0),
         ],
         10.0,
