@@ -7,7 +7,7 @@ import logging
 from typing import Any, Final
 
 from cluster_core.config import ClusterConfig
-from cluster_core.errors import KotobaError, StorageFull
+from cluster_core.errors import KotobaError, NotFound, StorageFull
 from cluster_core.events import Change, ClusterEvent
 from cluster_core.graph.cid import cid_text
 from cluster_core.graph.entities import Edge
@@ -23,8 +23,8 @@ from cluster_core.ports import Engine, Random, Transport
 from cluster_core.query.cursor import cursor_timestamp
 from cluster_core.query.execute import execute
 from cluster_core.query.host import ReadAgain, ReadPoint
-from cluster_core.query.plan import Get, Query, check_query
-from cluster_core.query.results import QueryResult, Statistics
+from cluster_core.query.plan import Get, History, Query, check_query
+from cluster_core.query.results import QueryResult, Statistics, VersionRow
 from cluster_core.replication.host import ReplicationHost
 from cluster_core.replication.mesh import Mesh
 from cluster_core.replication.replica import Replica
@@ -44,7 +44,7 @@ HOUSEKEEPING_S: Final = 0.25
 """Between two looks at the failure detector and at leaderships that belong elsewhere."""
 
 TRANSFERS_MAX: Final = 8
-"""Leaderships handed to their preferred nodes in one look: a node that comes back is not flooded."""
+"""Leaderships sent home in one look: a node that comes back is not flooded."""
 
 PREFER_AFTER_S: Final = 2.0
 """How long a peer must have been there before leaderships go home to it."""
@@ -54,7 +54,7 @@ FOUNDING_CAMPAIGN_S: Final = 0.3
 
 
 class ClusterNode:
-    """The parts of a founded node, composed; :class:`~cluster_core.cluster.KotobaCluster` drives it.
+    """The parts of a founded node, composed; ``KotobaCluster`` drives it.
 
     From below: the engine and the clock; the mesh; the host of all Raft groups; the router; the
     participant, transactions and the executor; reads; writes. Each knows only those before it.
@@ -164,7 +164,7 @@ class ClusterNode:
         deadline = loop.time() + grace_s
         while loop.time() < deadline and self.host.storage_error is None:
             led = [replica for replica in self.host.replicas.values() if replica.is_leader]
-            pending = False
+            pending = any(replica.queued for replica in self.host.replicas.values())
             for replica in led:
                 heirs = [node for node in replica.members.values() if node in self.peers_up]
                 voters = self.tables[replica.group].voters
@@ -185,6 +185,7 @@ class ClusterNode:
     def on_peer_up(self, peer: NodeId) -> None:
         now = asyncio.get_running_loop().time()
         self.peers_up[peer] = now
+        self.mesh.on_peer_up(peer)
         self.detector.heard(peer, now)
 
     def on_peer_down(self, peer: NodeId) -> None:
@@ -192,6 +193,7 @@ class ClusterNode:
         self.detector.lost(peer, asyncio.get_running_loop().time())
         self.host.on_peer_down(peer)
         self.mesh.on_peer_down(peer)
+        self.router.on_peer_down(peer)
 
     def _send(self, peer: NodeId, messages: list[Message]) -> None:
         self.mesh.send_messages(peer, messages)
@@ -328,8 +330,24 @@ class ClusterNode:
         )
 
     async def _locate_edges(self, edges: list[Digest], deadline: float) -> dict[Digest, Digest]:
-        """The source of each of ``edges`` that exists."""
+        """The source of each of ``edges`` that exists, or did: a retry of its deletion must find
+        the answer that was remembered where it lived."""
         result = await self.query(
             Get(cids=tuple(edges)), consistency="strong", as_of=None, deadline=deadline
         )
-        return {row.digest: row.source for row in result.rows if isinstance(row, Edge)}
+        sources = {row.digest: row.source for row in result.rows if isinstance(row, Edge)}
+        for edge in edges:
+            if edge not in sources and edge not in result.found:
+                sources.update(await self._locate_deleted(edge, deadline))
+        return sources
+
+    async def _locate_deleted(self, edge: Digest, deadline: float) -> dict[Digest, Digest]:
+        try:
+            history = await self.query(
+                History(digest=edge), consistency="strong", as_of=None, deadline=deadline
+            )
+        except NotFound:
+            return {}
+        entities = [row.entity for row in history.rows if isinstance(row, VersionRow)]
+        source = next((one.source for one in entities if isinstance(one, Edge)), None)
+        return {} if source is None else {edge: source}

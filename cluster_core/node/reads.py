@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from cluster_core.config import ClusterConfig
-from cluster_core.errors import InvalidRequest, NoLeader, OutcomeUnknown
+from cluster_core.errors import ClockCeiling, InvalidRequest, NoLeader, OutcomeUnknown
 from cluster_core.graph.entities import Entity
 from cluster_core.graph.records import decode_record
 from cluster_core.hlc import HybridClock
@@ -93,7 +93,7 @@ class Reads:
                 if len(groups) == 1:
                     return await self._latest(groups[0], deadline)
                 return await self._snapshot_now(groups, deadline)
-            except (NoLeader, OutcomeUnknown):
+            except (NoLeader, OutcomeUnknown, ClockCeiling):
                 for group in groups:
                     self._router.forget(group)
                 if asyncio.get_running_loop().time() + RETRY_DELAY_S >= deadline:
@@ -111,7 +111,7 @@ class Reads:
                 by_node = await self._by_leader(groups, deadline)
                 terms = {node: dict.fromkeys(ones, 0) for node, ones in by_node.items()}
                 return await self._confirm_snapshot(timestamp, terms, deadline)
-            except (NoLeader, OutcomeUnknown):
+            except (NoLeader, OutcomeUnknown, ClockCeiling):
                 for group in groups:
                     self._router.forget(group)
                 if asyncio.get_running_loop().time() + RETRY_DELAY_S >= deadline:
@@ -143,6 +143,7 @@ class Reads:
                     await self._settle_before(deadline, partition, timestamp, digest)
                 except ReadAgain:
                     continue
+            replica.require_intact()
             found = read_at(self.engine, keys.entity(replica.group, digest), timestamp)
             if found is None or not found[1]:
                 return None
@@ -172,7 +173,7 @@ class Reads:
         replica = self._router.host.replicas.get(group)
         if node == self._router.node_id:
             assert replica is not None
-            await replica.read_barrier()
+            await _before(deadline, replica.read_barrier())
             return ReadPoint(replica.applied_timestamp)
         points = await self._point_at(node, _PointRequest(0, {group: 0}), deadline)
         index = points.indexes[group]
@@ -240,8 +241,11 @@ class Reads:
 
     async def _point_at(self, node: NodeId, request: _PointRequest, deadline: float) -> _Points:
         if node == self._router.node_id:
-            async with asyncio.timeout_at(deadline):
-                return await self._point_here(request)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await self._point_here(request)
+            except TimeoutError:
+                raise OutcomeUnknown("leadership was not confirmed in time") from None
         return _decode_points(
             await self._router.mesh.request(
                 node, "read.point", _encode(request), timeout=_remaining(deadline)
@@ -260,7 +264,7 @@ class Reads:
         if request.snapshot:
             indexes = proposed
             pending = [
-                replica.reached(index)
+                replica.reached_while_leading(index)
                 for replica, index in zip(replicas, proposed, strict=True)
                 if replica.applied < index
             ]
@@ -273,7 +277,8 @@ class Reads:
         return _Points(applied, dict(zip(groups, indexes, strict=True)))
 
     async def _serve_point(self, peer: NodeId, body: bytes) -> bytes:
-        return _encode(await self._point_here(_decode_point_request(body)))
+        deadline = asyncio.get_running_loop().time() + self._config.limits.timeout_ms_max / 1000
+        return _encode(await self._point_at(self.node_id, _decode_point_request(body), deadline))
 
     # What the query engine asks (query.host.QueryHost).
 
@@ -283,7 +288,8 @@ class Reads:
 
     def serving_node(self, partition: int) -> NodeId:
         group = group_of(partition)
-        if group in self._router.host.replicas:
+        replica = self._router.host.replicas.get(group)
+        if replica is not None and replica.failed is None:
             return self._router.node_id
         leader = self._router.leader(group)
         return leader or next(iter(self._router.tables[group].members.values()))
@@ -311,6 +317,7 @@ class Reads:
             commit = await replica.intents.decided(intent.transaction)
             if commit > timestamp:
                 raise ReadAgain(commit)
+        replica.require_intact()
 
 
 def _remaining(deadline: float) -> float:

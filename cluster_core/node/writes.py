@@ -1,14 +1,14 @@
 """The way of a write: checked, placed, and executed at the leader of its home partition.
 
-This is the entry node's side. It finds the leader, or says who it is; it tries again after an answer
-that means "certainly not executed", and after a lost connection only where a retry cannot execute
-twice: under an Idempotency-Key, or for a creation, whose nonce makes the same entity.
+This is the entry node's side. It finds the leader, or says who it is; it tries again after an
+answer that means "certainly not executed", and after a lost connection only where a retry cannot
+execute twice: under an Idempotency-Key, or for a creation, whose nonce makes the same entity.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from cluster_core.errors import (
     NotLeader,
     OutcomeUnknown,
     Overloaded,
+    RetryError,
     error_from_fields,
 )
 from cluster_core.graph.cid import cid_text
@@ -46,7 +47,7 @@ from cluster_core.ports import Random
 from cluster_core.replication.router import RETRY_DELAY_S, Router
 from cluster_core.txn.executor import Executor
 from cluster_core.txn.items import Item
-from cluster_core.types import Digest, NodeId, group_of
+from cluster_core.types import Digest, GroupId, NodeId, group_of
 
 __all__ = ["Writes"]
 
@@ -128,15 +129,18 @@ class Writes:
 
     async def _execute_one(self, item: Item, eventual: bool, deadline: float) -> OperationResult:
         """The first try of a single item goes the short way where this node leads."""
+        unsure = False
         replica = self._router.host.replicas.get(group_of(item.partition))
         if replica is not None and replica.evaluation is not None:
             try:
                 return await self._executor.execute_one(item, deadline, durable_here=eventual)
             except (NoLeader, OutcomeUnknown) as error:
-                if not _is_retriable(item, error):
+                late = asyncio.get_running_loop().time() + RETRY_DELAY_S >= deadline
+                if late or not _is_retriable(item, error):
                     raise
                 item = msgspec.structs.replace(item, check=bool(item.nonce))
-        outcome = (await self._execute([item], eventual, deadline))[0]
+                unsure = isinstance(error, OutcomeUnknown)
+        outcome = (await self._execute([item], eventual, deadline, unsure={0} if unsure else ()))[0]
         if isinstance(outcome, KotobaError):
             raise outcome
         return outcome
@@ -303,28 +307,22 @@ class Writes:
     # Executing at the leaders.
 
     async def _execute(
-        self, items: Sequence[Item], eventual: bool, deadline: float
+        self,
+        items: Sequence[Item],
+        eventual: bool,
+        deadline: float,
+        *,
+        unsure: Collection[int] = (),
     ) -> list[Outcome]:
+        """``unsure``: positions of which an earlier try may have been executed. A later "certainly
+        not executed" speaks of its own try only, so for them it means *unknown*."""
+        uncertain = set(unsure)
         outcomes_by_position: dict[int, Outcome] = {}
         todo = list(range(len(items)))
         sent = list(items)
         loop = asyncio.get_running_loop()
         while todo:
-            by_node: dict[NodeId, list[int]] = {}
-            for position in todo:
-                try:
-                    node = await self._router.find_leader(
-                        group_of(sent[position].partition), deadline
-                    )
-                    by_node.setdefault(node, []).append(position)
-                except NoLeader as error:
-                    outcomes_by_position[position] = error
-            await asyncio.gather(
-                *(
-                    self._execute_at(node, ones, sent, outcomes_by_position, eventual, deadline)
-                    for node, ones in by_node.items()
-                )
-            )
+            await self._execute_round(todo, sent, outcomes_by_position, eventual, deadline)
             todo = [
                 position
                 for position in todo
@@ -333,11 +331,63 @@ class Writes:
             if not todo or loop.time() + RETRY_DELAY_S >= deadline:
                 break
             for position in todo:
+                if isinstance(outcomes_by_position[position], OutcomeUnknown):
+                    uncertain.add(position)
                 self._router.forget(group_of(sent[position].partition))
                 if sent[position].nonce:
                     sent[position] = msgspec.structs.replace(sent[position], check=True)
             await asyncio.sleep(RETRY_DELAY_S)
+        for position in uncertain:
+            if isinstance(outcomes_by_position[position], RetryError):
+                outcomes_by_position[position] = OutcomeUnknown(
+                    "an earlier try may have been executed; retry with the same Idempotency-Key"
+                )
         return [outcomes_by_position[position] for position in range(len(items))]
+
+    async def _execute_round(
+        self,
+        todo: list[int],
+        items: Sequence[Item],
+        outcomes: dict[int, Outcome],
+        eventual: bool,
+        deadline: float,
+    ) -> None:
+        """Send all to their leaders. What has none yet waits by itself, holding up nothing else."""
+        by_node: dict[NodeId, list[int]] = {}
+        leaderless: dict[GroupId, list[int]] = {}
+        for position in todo:
+            group = group_of(items[position].partition)
+            node = self._router.ready_leader(group)
+            if node is None:
+                leaderless.setdefault(group, []).append(position)
+            else:
+                by_node.setdefault(node, []).append(position)
+        await asyncio.gather(
+            *(
+                self._execute_at(node, ones, items, outcomes, eventual, deadline)
+                for node, ones in by_node.items()
+            ),
+            *(
+                self._execute_when_led(group, ones, items, outcomes, eventual, deadline)
+                for group, ones in leaderless.items()
+            ),
+        )
+
+    async def _execute_when_led(
+        self,
+        group: GroupId,
+        positions: list[int],
+        items: Sequence[Item],
+        outcomes: dict[int, Outcome],
+        eventual: bool,
+        deadline: float,
+    ) -> None:
+        try:
+            node = await self._router.find_leader(group, deadline)
+        except NoLeader as error:
+            outcomes.update(dict.fromkeys(positions, error))
+            return
+        await self._execute_at(node, positions, items, outcomes, eventual, deadline)
 
     async def _execute_at(
         self,

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from cluster_core.config import ClusterConfig
@@ -142,16 +143,21 @@ class ReplicationHost:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def on_messages(self, peer: NodeId, messages: list[Message]) -> None:
-        """Raft messages from ``peer``; those between replicas that are not, or no more, are dropped."""
-        for message in messages:
-            replica = self.replicas.get(message.group)
-            if replica is None or replica.members.get(message.source) != peer:
-                continue
-            replica.raft.step(message)
-            self.mark(replica)
+        """Raft messages from ``peer``; those between replicas that are not here are dropped."""
+        if self.storage_error is not None:
+            return
+        with self._fatal("a Raft message"):
+            for message in messages:
+                replica = self.replicas.get(message.group)
+                if replica is None or replica.members.get(message.source) != peer:
+                    continue
+                replica.raft.step(message)
+                self.mark(replica)
 
     def on_peer_down(self, peer: NodeId) -> None:
-        """The stream broke: groups led there campaign soon, instead of after an election timeout."""
+        """The stream broke: groups led there campaign soon, not after an election timeout."""
+        if self.storage_error is not None:
+            return
         for replica in self.replicas.values():
             if replica.leader == peer:
                 replica.raft.leader_lost()
@@ -163,22 +169,30 @@ class ReplicationHost:
             self.mark(replica)
 
     def _fail_over_soon(self, replica: Replica, attempt: int) -> None:
-        """Pre-vote after a short random delay; the replicas before us in the order get a head start."""
-        rank = sorted(replica.members).index(replica.id)
+        """Pre-vote after a short random delay, those that are preferred as leaders before others.
+
+        The delays of two replicas overlap little, since two campaigns at once can split the votes.
+        """
         spread = self._config.raft.failover_delay_ms_max / 1000
-        delay = self._random.uniform(0.1, 1.0) * spread * (1 + rank + attempt)
+        rank = sorted(replica.members).index(replica.id)
+        delay = self._random.uniform(0.5, 1.0) * spread * (rank + attempt)
+        term = replica.raft.term
         loop = asyncio.get_running_loop()
         before = self._failovers.pop(replica.group, None)
         if before is not None:
             before.cancel()
-        self._failovers[replica.group] = loop.call_later(delay, self._fail_over, replica, attempt)
+        self._failovers[replica.group] = loop.call_later(
+            delay, self._fail_over, replica, term, attempt
+        )
 
-    def _fail_over(self, replica: Replica, attempt: int) -> None:
+    def _fail_over(self, replica: Replica, term: int, attempt: int) -> None:
+        """Campaign, unless there is a leader, or somebody's campaign has come this far already."""
         self._failovers.pop(replica.group, None)
         if self._closed or self.storage_error or replica.raft.leader or replica.is_leader:
             return
-        replica.raft.campaign()
-        self.mark(replica)
+        if replica.raft.term == term:
+            replica.raft.campaign()
+            self.mark(replica)
         if attempt < FAILOVER_ATTEMPTS:
             self._fail_over_soon(replica, attempt + 1)
 
@@ -186,8 +200,21 @@ class ReplicationHost:
 
     def _flush(self) -> None:
         self._scheduled = False
-        if self.storage_error is not None or self._closed:
+        if self._closed:
             return
+        if self.storage_error is not None:
+            self._discard()
+            return
+        with self._fatal("a flush"):
+            self._flush_dirty()
+
+    def _discard(self) -> None:
+        """Nothing leaves a node whose disk failed, and nothing piles up in it."""
+        dirty, self._dirty = self._dirty, []
+        for replica in dirty:
+            replica.dirty = False
+
+    def _flush_dirty(self) -> None:
         dirty, self._dirty = self._dirty, []
         batch = self._engine.batch()
         outbox: dict[NodeId, list[Message]] = {}
@@ -216,8 +243,9 @@ class ReplicationHost:
         if ceiling is not None and ceiling > unsynced.ceiling:
             batch.put(RAFT, CEILING_KEY, ceiling.to_bytes(8, "big"))
             unsynced.ceiling = ceiling
-        if len(batch) and not self._write(batch):
-            return
+        if len(batch):
+            self._engine.write(batch)
+            self._written = True
         for peer, messages in outbox.items():
             self._send(peer, messages)
         for replica, ready in turns:
@@ -229,15 +257,6 @@ class ReplicationHost:
                 self.mark(replica)
         if unsynced and self._sync_task is None:
             self._sync_task = asyncio.get_running_loop().create_task(self._sync_all())
-
-    def _write(self, batch: object) -> bool:
-        try:
-            self._engine.write(batch)  # type: ignore[arg-type]
-        except (StorageFailed, StorageFull) as error:
-            self._fail_storage(error)
-            return False
-        self._written = True
-        return True
 
     def _route(
         self,
@@ -260,16 +279,16 @@ class ReplicationHost:
         """Sync until nothing waits: one sync for all that was written before it began."""
         loop = asyncio.get_running_loop()
         try:
-            while self._unsynced:
-                taken, self._unsynced = self._unsynced, _Unsynced()
-                if self._written:
-                    self._written = False
-                    self._sync_started = loop.time()
-                    await self._engine.sync()
-                    self._sync_started = 0.0
-                self._synced(taken)
-        except (StorageFailed, StorageFull) as error:
-            self._fail_storage(error)
+            with self._fatal("a sync"):
+                while self._unsynced and self.storage_error is None:
+                    taken, self._unsynced = self._unsynced, _Unsynced()
+                    if self._written:
+                        self._written = False
+                        self._sync_started = loop.time()
+                        await self._engine.sync()
+                        self._sync_started = 0.0
+                    if self.storage_error is None:
+                        self._synced(taken)
         finally:
             self._sync_started = 0.0
             self._sync_task = None
@@ -304,14 +323,19 @@ class ReplicationHost:
             self._tick(loop.time())
 
     def _tick(self, now: float) -> None:
+        for replica in self.replicas.values():
+            replica.expire(now)
         if self.storage_error is not None:
             return
-        if self._disk_stalled(now):
-            self._give_up_leaderships()
-            return
+        with self._fatal("a tick"):
+            if self._disk_stalled(now):
+                self._give_up_leaderships()
+            else:
+                self._tick_groups(now)
+
+    def _tick_groups(self, now: float) -> None:
         for replica in self.replicas.values():
             replica.raft.tick()
-            replica.expire(now)
             if replica.is_leader:
                 replica.note_levels(now)
             if replica.raft.has_ready():
@@ -338,11 +362,25 @@ class ReplicationHost:
             return
         log.error("the disk failed; this node gives up its leaderships: %s", error.detail)
         self.storage_error = error
+        self._unsynced = _Unsynced()
         for replica in self.replicas.values():
             if replica.is_leader:
                 replica.raft.step_down()
             replica.close(Unavailable(f"the disk of {self.node_id} failed: {error.detail}"))
+        self._discard()
         self._on_storage_failed(error)
+
+    @contextmanager
+    def _fatal(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong between a Ready and its write leaves it half done: nothing of it may
+        ever be reported as persisted, so the process is over as a replica."""
+        try:
+            yield
+        except (StorageFailed, StorageFull) as error:
+            self._fail_storage(error)
+        except Exception as error:
+            log.exception("%s failed", what)
+            self._fail_storage(StorageFailed(f"a bug of ours in {what}: {error!r}"))
 
     # Leadership.
 

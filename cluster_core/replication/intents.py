@@ -99,3 +99,11 @@ class IntentIndex:
         future: asyncio.Future[Timestamp] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(transaction, []).append(future)
         return future
+
+    def abandon(self, error: Exception) -> None:
+        """Nothing is decided here any more."""
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
+        self._waiting.clear()

@@ -14,7 +14,13 @@ from typing import Any, Final
 
 import msgspec
 
-from cluster_core.errors import InternalError, KotobaError, OutcomeUnknown, error_from_fields
+from cluster_core.errors import (
+    InternalError,
+    KotobaError,
+    NoLeader,
+    OutcomeUnknown,
+    error_from_fields,
+)
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import Transport
 from cluster_core.types import NodeId
@@ -80,6 +86,7 @@ class Mesh:
         self._last_id = 0
         self._pending: dict[int, tuple[NodeId, asyncio.Future[bytes], float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._up: set[NodeId] = set()
 
     def handle(self, method: str, handler: RequestHandler) -> None:
         assert method not in self._handlers, method
@@ -89,7 +96,10 @@ class Mesh:
         self._transport.send(peer, _encode((RAFT, 0, self._clock.latest, messages)))
 
     async def request(self, peer: NodeId, method: str, body: bytes, *, timeout: float) -> bytes:
-        """Ask ``peer``. Raises the error it answers with, or OutcomeUnknown."""
+        """Ask ``peer``. Raises the error it answers with, NoLeader when there is no connection (so
+        nothing was sent), or OutcomeUnknown."""
+        if peer not in self._up:
+            raise NoLeader(f"there is no connection to {peer}")
         request_id, answer = self.expect(peer, timeout=timeout)
         self._send(peer, REQUEST, request_id, Request(method, body))
         try:
@@ -140,8 +150,12 @@ class Mesh:
             else:
                 self._settle(peer, frame)
 
+    def on_peer_up(self, peer: NodeId) -> None:
+        self._up.add(peer)
+
     def on_peer_down(self, peer: NodeId) -> None:
         """Requests to ``peer`` will not be answered any more."""
+        self._up.discard(peer)
         lost = [key for key, (node, _, _) in self._pending.items() if node == peer]
         for key in lost:
             _, future, _ = self._pending.pop(key)

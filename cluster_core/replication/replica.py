@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Final
 
 from cluster_core.config import RaftConfig
-from cluster_core.errors import NoLeader, OutcomeUnknown, Overloaded
+from cluster_core.errors import KotobaError, NoLeader, OutcomeUnknown, Overloaded
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import DATA, Batch, Engine, Random
 from cluster_core.raft import Raft, Ready, Refusal, Role
@@ -80,6 +80,9 @@ class Replica:
         self._reading: dict[int, list[asyncio.Future[int]]] = {}
         self._read_context = 0
         self._applied_waiters: list[tuple[int, asyncio.Future[int]]] = []
+        self._leading_waiters: list[tuple[int, asyncio.Future[int]]] = []
+        self.failed: KotobaError | None = None
+        """Set once the node's disk failed, or it stops."""
         self._role_waiters: list[asyncio.Future[None]] = []
         self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self.on_change: Callable[[bytes, bytes], None] | None = None
@@ -123,9 +126,19 @@ class Replica:
                 self.evaluation.locks.abandon(NoLeader("leadership was lost; ask again"))
                 self.evaluation = None
                 self._fail_durable_waiters()
+                self._fail_leading_waiters(NoLeader("leadership was lost; ask again"))
         elif self.evaluation is None and raft.committed_in_term and self.applied == raft.last_index:
+            self._bury_proposals()
             self.evaluation = Evaluation(self._engine, self.group, self.intents.all())
             self._wake_role_waiters()
+
+    def _bury_proposals(self) -> None:
+        """All that is in the log is applied and of a leader's earlier term at most: what was
+        proposed here and is not among it never will be."""
+        for _, future, _ in self._proposals.values():
+            if not future.done():
+                future.set_exception(NoLeader("the leader changed; the write was not executed"))
+        self._proposals.clear()
 
     # Writing.
 
@@ -183,21 +196,44 @@ class Replica:
         here. All readers of a turn share one round. Fails with NoLeader.
         """
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        if not self.is_leader:
-            future.set_exception(NoLeader(f"this node does not lead group {self.group}"))
+        if self.failed is not None or not self.is_leader:
+            future.set_exception(
+                self.failed or NoLeader(f"this node does not lead group {self.group}")
+            )
             return future
         self._readers.append(future)
         self._mark(self)
         return future
 
     def reached(self, index: int) -> asyncio.Future[int]:
-        """Done when ``index`` is applied here."""
+        """Done when ``index``, which is committed, is applied here."""
+        return self._when_applied(index, self._applied_waiters)
+
+    def reached_while_leading(self, index: int) -> asyncio.Future[int]:
+        """Done when ``index``, which need not be committed, is applied here. Fails with NoLeader
+        when the leadership is lost: then ``index`` may never be applied."""
+        if self.evaluation is None:
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            future.set_exception(NoLeader("leadership was lost; ask again"))
+            return future
+        return self._when_applied(index, self._leading_waiters)
+
+    def _when_applied(
+        self, index: int, waiters: list[tuple[int, asyncio.Future[int]]]
+    ) -> asyncio.Future[int]:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        if self.applied >= index:
+        if self.failed is not None:
+            future.set_exception(self.failed)
+        elif self.applied >= index:
             future.set_result(self.applied)
         else:
-            self._applied_waiters.append((index, future))
+            waiters.append((index, future))
         return future
+
+    def require_intact(self) -> None:
+        """Raise what ended this replica: what it calls applied may not be in the store."""
+        if self.failed is not None:
+            raise self.failed
 
     def table(self, table: bytes) -> list[tuple[bytes, bytes]]:
         """All applied pairs of a table without versions, keys without their prefix."""
@@ -311,17 +347,18 @@ class Replica:
             if not future.done():
                 future.set_result(timestamp)
         self._outcomes.clear()
-        if self._applied_waiters:
+        if self._applied_waiters or self._leading_waiters:
             self._wake_applied_waiters()
 
     def _wake_applied_waiters(self) -> None:
-        still = []
-        for index, future in self._applied_waiters:
-            if index > self.applied:
-                still.append((index, future))
-            elif not future.done():
-                future.set_result(self.applied)
-        self._applied_waiters = still
+        for waiters in (self._applied_waiters, self._leading_waiters):
+            still = []
+            for index, future in waiters:
+                if index > self.applied:
+                    still.append((index, future))
+                elif not future.done():
+                    future.set_result(self.applied)
+            waiters[:] = still
 
     def finish_turn(self, ready: Ready) -> None:
         """After :meth:`written`: reads that were confirmed, and what a new role changes."""
@@ -351,13 +388,23 @@ class Replica:
                 )
         self._durable_waiters.clear()
 
-    def close(self, error: Exception) -> None:
-        """Nothing more will be decided here."""
-        self._fail_durable_waiters()
-        for _, future, _ in self._proposals.values():
+    def _fail_leading_waiters(self, error: KotobaError) -> None:
+        waiters, self._leading_waiters = self._leading_waiters, []
+        for _, future in waiters:
             if not future.done():
                 future.set_exception(error)
+
+    def close(self, error: KotobaError) -> None:
+        """Nothing more will be decided here. What was proposed may be executed all the same."""
+        self.failed = error
+        unknown = OutcomeUnknown(f"{error.detail}; the write may have been executed")
+        for _, future, _ in self._proposals.values():
+            if not future.done():
+                future.set_exception(unknown)
         self._proposals.clear()
+        self._outcomes.clear()
+        self._fail_durable_waiters()
+        self._fail_leading_waiters(error)
         for readers in [self._readers, *self._reading.values()]:
             for reader in readers:
                 if not reader.done():
@@ -365,6 +412,7 @@ class Replica:
         for _, waiter in self._applied_waiters:
             if not waiter.done():
                 waiter.set_exception(error)
+        self.intents.abandon(error)
         self._wake_role_waiters()
         if self.evaluation is not None:
             self.evaluation.locks.abandon(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 import msgspec
 
@@ -54,16 +54,23 @@ class Router:
         replica = self.host.replicas.get(group)
         return self._hints.get(group) if replica is None else replica.leader
 
+    def ready_leader(self, group: GroupId) -> NodeId | None:
+        """The leader of ``group`` if it is known and, when it is this node, may evaluate."""
+        replica = self.host.replicas.get(group)
+        if replica is None:
+            return self._hints.get(group)
+        if replica.is_leader:
+            return self.node_id if replica.evaluation is not None else None
+        return replica.leader
+
     async def find_leader(self, group: GroupId, deadline: float) -> NodeId:
         """The node that leads ``group`` and is ready to; waits for an election. Raises NoLeader."""
         loop = asyncio.get_running_loop()
         replica = self.host.replicas.get(group)
         while True:
-            node = self.leader(group)
-            if node is not None and (replica is None or node != self.node_id):
+            node = self.ready_leader(group)
+            if node is not None:
                 return node
-            if replica is not None and replica.evaluation is not None:
-                return self.node_id
             remaining = deadline - loop.time()
             if remaining <= 0:
                 raise NoLeader(f"no leader is known for partition {group - 1}")
@@ -72,9 +79,27 @@ class Router:
             else:
                 await asyncio.wait([replica.changed_role()], timeout=remaining)
 
+    async def leaders(
+        self, groups: Sequence[GroupId], deadline: float
+    ) -> dict[GroupId, NodeId | None]:
+        """The leader of each of ``groups``, looked for at the same time; None where none is known
+        by ``deadline``."""
+        found = await asyncio.gather(*(self._leader_or_none(group, deadline) for group in groups))
+        return dict(zip(groups, found, strict=True))
+
+    async def _leader_or_none(self, group: GroupId, deadline: float) -> NodeId | None:
+        try:
+            return await self.find_leader(group, deadline)
+        except NoLeader:
+            return None
+
     def forget(self, group: GroupId) -> None:
         """The hint turned out wrong."""
         self._hints.pop(group, None)
+
+    def on_peer_down(self, peer: NodeId) -> None:
+        """Hints that name ``peer`` are worth nothing now."""
+        self._hints = {group: node for group, node in self._hints.items() if node != peer}
 
     async def _ask_for_leader(self, group: GroupId, remaining: float) -> None:
         for node in self.tables[group].members.values():
@@ -97,7 +122,7 @@ class Router:
     async def at_leader(
         self, group: GroupId, deadline: float, ask: Callable[[NodeId], Awaitable[bytes]]
     ) -> bytes:
-        """``await ask(leader of group)``, again after an answer that says: certainly not executed."""
+        """``await ask(leader of group)``, again after an answer that means "not executed"."""
         loop = asyncio.get_running_loop()
         while True:
             node = await self.find_leader(group, deadline)
@@ -108,6 +133,9 @@ class Router:
                 if loop.time() + RETRY_DELAY_S >= deadline:
                     raise
                 await asyncio.sleep(RETRY_DELAY_S)
+            except OutcomeUnknown:
+                self.forget(group)
+                raise
 
 
 def confirm(replica: Replica) -> Coroutine[None, None, None]:
@@ -123,6 +151,6 @@ def confirm(replica: Replica) -> Coroutine[None, None, None]:
 
 async def _confirmed(replica: Replica, evaluation: Evaluation | None, index: int) -> None:
     await replica.read_barrier()
-    await replica.reached(index)
+    await replica.reached_while_leading(index)
     if evaluation is None or replica.evaluation is not evaluation:
         raise NoLeader("leadership was lost; ask again")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import (
@@ -49,7 +49,7 @@ _LATE: Final = "another transaction holds what this one needs; try again"
 class _Job:
     """One item while it is executed: in the end it has a result or an error."""
 
-    __slots__ = ("begin", "error", "item", "result", "transaction")
+    __slots__ = ("again", "begin", "blocked_by", "error", "item", "result", "transaction")
 
     def __init__(self, item: Item) -> None:
         self.item = item
@@ -58,6 +58,10 @@ class _Job:
         self.result: OperationResult | None = None
         self.error: KotobaError | None = None
         self.transaction: Transaction | None = None
+        self.again = False
+        """Its transaction lost against another one."""
+        self.blocked_by: asyncio.Future[None] | None = None
+        """Done when the lock in its way is released."""
 
     def outcome(self) -> OperationResult | KotobaError:
         if self.error is not None:
@@ -92,10 +96,26 @@ class Executor:
         node's disk has it. Never raises for an item; its error stands in its place.
         """
         jobs = [_Job(item) for item in items]
-        todo = jobs
-        while todo:
-            todo = await self._pass(todo, deadline, durable_here)
+        late = await self._pass(jobs, deadline, durable_here)
+        await asyncio.gather(*(self._try_until(job, deadline, durable_here) for job in late))
         return [job.outcome() for job in jobs]
+
+    async def _try_until(self, job: _Job, deadline: float, durable_here: bool) -> None:
+        """A job that met a lock, or lost against another transaction: alone, until decided."""
+        loop = asyncio.get_running_loop()
+        late = [job]
+        while late:
+            if job.blocked_by is None:
+                await asyncio.sleep(RETRY_DELAY_S)
+            else:
+                await asyncio.wait([job.blocked_by], timeout=max(0.0, deadline - loop.time()))
+                job.blocked_by.add_done_callback(_observe)
+                job.blocked_by.cancel()
+                job.blocked_by = None
+            if loop.time() >= deadline:
+                job.error = Conflict(_LATE)
+                return
+            late = await self._pass(late, deadline, durable_here)
 
     async def execute_one(
         self, item: Item, deadline: float, *, durable_here: bool = False
@@ -116,40 +136,37 @@ class Executor:
             raise
         if wrote:
             applied = replica.propose(draft, deadline)
-            await (replica.durable(draft.index) if durable_here else applied)
+            if durable_here:
+                applied.add_done_callback(_observe)
+                await replica.durable(draft.index)
+            else:
+                await applied
         elif job.transaction is None:
             await confirm(replica)
         else:
-            todo = await self._run_transactions([job], deadline)
-            while todo:
-                todo = await self._pass(todo, deadline, durable_here)
+            await self._run_transactions([job], deadline)
+            if job.again:
+                await self._try_until(job, deadline, durable_here)
         return _raised(job.outcome())
 
     async def _pass(self, jobs: list[_Job], deadline: float, durable_here: bool) -> list[_Job]:
-        """Try all ``jobs``; returns those that met a lock, once it is released."""
+        """Try all ``jobs`` once; returns those that have to be tried again."""
         by_group: dict[GroupId, list[_Job]] = {}
         for job in jobs:
             by_group.setdefault(group_of(job.item.partition), []).append(job)
-        blocked: list[tuple[_Job, asyncio.Future[None]]] = []
-        waits: list[Awaitable[None]] = []
-        for group, members in by_group.items():
-            waits.append(self._begin_group(group, members, blocked, deadline, durable_here))
+        waits = [
+            self._begin_group(group, members, deadline, durable_here)
+            for group, members in by_group.items()
+        ]
+        blocked = [job for job in jobs if job.blocked_by is not None]
         begun = [job for job in jobs if job.transaction is not None]
-        if not begun:
-            await (waits[0] if len(waits) == 1 else asyncio.gather(*waits))
-            return await self._released(blocked, deadline)
-        _, again, released = await asyncio.gather(
-            asyncio.gather(*waits),
-            self._run_transactions(begun, deadline),
-            self._released(blocked, deadline),
-        )
-        return again + released
+        await asyncio.gather(*waits, self._run_transactions(begun, deadline))
+        return blocked + [job for job in begun if job.again]
 
     def _begin_group(
         self,
         group: GroupId,
         jobs: list[_Job],
-        blocked: list[tuple[_Job, asyncio.Future[None]]],
         deadline: float,
         durable_here: bool,
     ) -> Awaitable[None]:
@@ -171,13 +188,14 @@ class Executor:
                     confirming.append(job)
             except LocksHeld as held:
                 assert replica.evaluation is not None
-                blocked.append((job, replica.evaluation.locks.released(held.digest)))
+                job.blocked_by = replica.evaluation.locks.released(held.digest)
             except KotobaError as error:
                 job.error = error
                 confirming.append(job)
         if draft:
             proposed = replica.propose(draft, deadline)
             if durable_here:
+                proposed.add_done_callback(_observe)
                 return self._settle(written, confirming, replica.durable(draft.index), replica)
             return self._settle(written, confirming, proposed, replica)
         return self._settle([], confirming, None, replica)
@@ -270,47 +288,29 @@ class Executor:
             draft.put(keys.dedupe(group, job.item.dedupe), encode_dedupe(entry))
         return True
 
-    async def _run_transactions(self, jobs: list[_Job], deadline: float) -> list[_Job]:
-        """One attempt for each; returns those that lost and have time to try again."""
-        loop = asyncio.get_running_loop()
-        await self._transactions.run([one.transaction for one in jobs if one.transaction], deadline)
-        again = []
+    async def _run_transactions(self, jobs: list[_Job], deadline: float) -> None:
+        """One attempt for each; ``again`` is set on those that lost."""
+        begun = [job.transaction for job in jobs if job.transaction is not None]
+        if not begun:
+            return
+        await self._transactions.run(begun, deadline)
         for job in jobs:
             transaction, job.transaction = job.transaction, None
             assert transaction is not None
-            if not transaction.again:
-                job.result, job.error = transaction.result, transaction.error
-            elif loop.time() + RETRY_DELAY_S < deadline:
-                again.append(job)
-            else:
-                job.error = Conflict(_LATE)
-        if again:
-            await asyncio.sleep(RETRY_DELAY_S)
-        return again
-
-    async def _released(
-        self, blocked: list[tuple[_Job, asyncio.Future[None]]], deadline: float
-    ) -> list[_Job]:
-        if not blocked:
-            return []
-        remaining = deadline - asyncio.get_running_loop().time()
-        await asyncio.wait([future for _, future in blocked], timeout=max(0.0, remaining))
-        again = []
-        for job, future in blocked:
-            if not future.done():
-                future.cancel()
-                job.error = Conflict(_LATE)
-            elif (error := future.exception()) is not None:
-                job.error = error if isinstance(error, KotobaError) else InternalError(str(error))
-            else:
-                again.append(job)
-        return again
+            job.again = transaction.again
+            job.result, job.error = transaction.result, transaction.error
 
 
 def _raised(outcome: OperationResult | KotobaError) -> OperationResult:
     if isinstance(outcome, KotobaError):
         raise outcome
     return outcome
+
+
+def _observe(future: asyncio.Future[Any]) -> None:
+    """An outcome that nobody asks for any more is no error."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _nothing() -> None:

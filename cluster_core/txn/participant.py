@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
 from cluster_core.config import ClusterConfig, LimitConfig
-from cluster_core.errors import Conflict, KotobaError, NoLeader
+from cluster_core.errors import Conflict, KotobaError, RetryError
 from cluster_core.graph.evaluate import evaluate
 from cluster_core.graph.parts import Lock, Outcome, Part, encode_change, locks_of
 from cluster_core.graph.values import encode_message, message_decoder
@@ -35,6 +36,10 @@ from cluster_core.txn.records import (
 from cluster_core.types import Digest, GroupId, NodeId, Timestamp
 
 __all__ = ["LocksHeld", "Participant", "make_intent", "read_horizon"]
+
+LOCK_WAIT_S: Final = 0.05
+"""How long a prepare waits for a lock before it answers Conflict and is tried again. All prepares
+of a request are answered together, so a long wait of one would hold up, or even block, others."""
 
 _encode = encode_message
 _decode_prepare = message_decoder(PrepareRequest)
@@ -167,10 +172,14 @@ class Participant:
                 round_.applied.append(confirm(replica))
             if failed:
                 await confirm(replica)
-        except NoLeader as error:
+        except RetryError as error:
+            # Also what seemed to be the operation's own fault was seen by a leader that may be
+            # deposed, so it counts for nothing.
             for position in positions:
-                round_.waiting.pop(position, None)
-                failed.setdefault(position, error)
+                waiter = round_.waiting.pop(position, None)
+                if waiter is not None:
+                    waiter.cancel()
+                failed[position] = error
         for position, failure in failed.items():
             round_.answers[position] = Prepared(0, failure.fields())
 
@@ -204,7 +213,8 @@ class Participant:
             return []
         waiting, round_.waiting = round_.waiting, {}
         remaining = deadline - asyncio.get_running_loop().time()
-        await asyncio.wait(list(waiting.values()), timeout=max(0.0, remaining))
+        patience = max(0.0, min(LOCK_WAIT_S, remaining))
+        await asyncio.wait(list(waiting.values()), timeout=patience)
         again = []
         for position, future in waiting.items():
             if future.done() and future.exception() is None:
@@ -249,24 +259,32 @@ class Participant:
         by_group: dict[GroupId, list[tuple[bytes, Timestamp, Timestamp]]] = {}
         for group, transaction, begin, commit in items:
             by_group.setdefault(group, []).append((transaction, begin, commit))
-        applied: list[Awaitable[object]] = []
-        for group, decided in by_group.items():
-            replica = self._router.leading(group)
-            evaluation = replica.evaluation
-            assert evaluation is not None
-            draft = replica.draft()
-            draft.advance(self._clock.now())
-            for transaction, begin, commit in decided:
-                intent = evaluation.intent(transaction)
-                if intent is not None:
-                    draft.resolve(intent, commit)
-                elif not commit:
-                    self._refuse(evaluation, draft, transaction, begin)
-            if draft:
-                applied.append(replica.propose(draft, deadline))
-            else:
-                applied.append(confirm(replica))
-        await asyncio.gather(*applied)
+        outcomes = await asyncio.gather(
+            *(self._resolve_group(group, decided, deadline) for group, decided in by_group.items()),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _resolve_group(
+        self, group: GroupId, decided: list[tuple[bytes, Timestamp, Timestamp]], deadline: float
+    ) -> None:
+        replica = self._router.leading(group)
+        evaluation = replica.evaluation
+        assert evaluation is not None
+        draft = replica.draft()
+        draft.advance(self._clock.now())
+        for transaction, begin, commit in decided:
+            intent = evaluation.intent(transaction)
+            if intent is not None:
+                draft.resolve(intent, commit)
+            elif not commit:
+                self._refuse(evaluation, draft, transaction, begin)
+        if draft:
+            await replica.propose(draft, deadline)
+        else:
+            await confirm(replica)
 
     def _refuse(
         self, evaluation: Evaluation, draft: Draft, transaction: bytes, begin: Timestamp

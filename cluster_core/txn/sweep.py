@@ -51,22 +51,24 @@ class Sweep:
         while True:
             await asyncio.sleep(self._config.sweep_interval_ms / 1000)
             rounds += 1
-            for replica in list(self._router.host.replicas.values()):
-                if replica.evaluation is None:
-                    continue
-                try:
-                    await self._sweep(replica, forget=rounds % FORGET_EVERY == 0)
-                except KotobaError as error:
-                    log.debug("group %d, next time: %s", replica.group, error.detail)
+            led = [one for one in self._router.host.replicas.values() if one.evaluation is not None]
+            forget = rounds % FORGET_EVERY == 0
+            await asyncio.gather(*(self._sweep(replica, forget=forget) for replica in led))
 
     async def _sweep(self, replica: Replica, *, forget: bool) -> None:
         silence_ms = self._config.coordinator_silence_ms
-        loop = asyncio.get_running_loop()
-        if replica.intents:
-            await self._transactions.recover_intents(replica, loop.time() - silence_ms / 1000)
-        await self._transactions.recover_records(replica, self._ago(silence_ms))
-        if forget:
-            await self._forget(replica)
+        silent_since = asyncio.get_running_loop().time() - silence_ms / 1000
+        try:
+            if replica.intents:
+                await self._transactions.recover_intents(replica, silent_since)
+            await self._transactions.recover_records(replica, self._ago(silence_ms))
+            if forget:
+                await self._forget(replica)
+        except KotobaError as error:
+            log.debug("group %d, next time: %s", replica.group, error.detail)
+        except Exception:
+            # The sweep is what ends the life of orphans: it must outlive any bug in its way.
+            log.exception("the sweep of group %d failed", replica.group)
 
     def _ago(self, ms: int) -> Timestamp:
         return self._clock.latest - (ms << 16)

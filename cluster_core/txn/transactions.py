@@ -30,7 +30,6 @@ from cluster_core.errors import (
     NoLeader,
     OutcomeUnknown,
     Overloaded,
-    RetryError,
     error_from_fields,
 )
 from cluster_core.graph.operations import OperationResult
@@ -39,6 +38,7 @@ from cluster_core.graph.values import encode_message, message_decoder
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import Random
 from cluster_core.replication.evaluation import Draft, Evaluation
+from cluster_core.replication.intents import Intent
 from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router, confirm
 from cluster_core.storage import keys
@@ -65,6 +65,12 @@ log = logging.getLogger("kotoba.txn")
 
 GATHER_S: Final = 0.001
 """The background waits this long for more to do in the same entries."""
+
+RECOVER_MAX: Final = 200
+"""Transactions of one group that a sweep recovers at once; the rest wait for the next sweep."""
+
+FIND_LEADER_S: Final = 0.5
+"""How long a transaction waits for a participant's leader before it is tried again as a whole."""
 
 _decode_answers = message_decoder(list[Prepared])
 _decode_decide = msgspec.msgpack.Decoder(DecideRequest).decode
@@ -221,15 +227,14 @@ class Transactions:
     # 1. Prepare.
 
     async def _prepare(self, transactions: Sequence[Transaction], deadline: float) -> None:
+        groups = {group for transaction in transactions for group in transaction.remote}
+        leaders = await self._router.leaders(sorted(groups), self._soon(deadline))
         by_node: dict[NodeId, list[tuple[Transaction, PrepareItem]]] = {}
         for transaction in transactions:
             for group, parts in transaction.remote.items():
-                try:
-                    node = self._router.leader(group) or await self._router.find_leader(
-                        group, deadline
-                    )
-                except NoLeader as error:
-                    transaction.fail(error)
+                node = leaders[group]
+                if node is None:
+                    transaction.fail(NoLeader(f"no leader is known for partition {group - 1}"))
                     break
                 item = PrepareItem(
                     transaction.id, transaction.begin, transaction.home, group, parts
@@ -237,6 +242,9 @@ class Transactions:
                 by_node.setdefault(node, []).append((transaction, item))
         asked = [self._prepare_at(node, pairs, deadline) for node, pairs in by_node.items()]
         await asyncio.gather(*asked)
+
+    def _soon(self, deadline: float) -> float:
+        return min(deadline, asyncio.get_running_loop().time() + FIND_LEADER_S)
 
     async def _prepare_at(
         self, node: NodeId, pairs: list[tuple[Transaction, PrepareItem]], deadline: float
@@ -248,17 +256,19 @@ class Transactions:
                 done: asyncio.Future[Any] = asyncio.ensure_future(_all(applied))
             else:
                 answers, done = await self._prepare_remotely(node, items, deadline)
-        except KotobaError as error:
+        except KotobaError as failure:
             # Nothing is staged yet, so even an unknown outcome may be abandoned and tried again.
             for transaction, item in pairs:
                 self._router.forget(item.group)
-                transaction.fail(NoLeader(error.detail))
+                transaction.fail(NoLeader(failure.detail))
             return
         done.add_done_callback(_observe)
         for (transaction, item), answer in zip(pairs, answers, strict=True):
             if answer.error is not None:
-                transaction.fail(error_from_fields(answer.error))
-                self._router.forget(item.group)
+                error = error_from_fields(answer.error)
+                if isinstance(error, NoLeader):
+                    self._router.forget(item.group)
+                transaction.fail(error)
             transaction.applied.append(done)
 
     async def _prepare_remotely(
@@ -315,6 +325,9 @@ class Transactions:
         key = keys.record(transaction.home, transaction.id)
         if evaluation.plain(key) is not None or transaction.begin <= read_horizon(evaluation):
             raise Conflict("this transaction was given up; try again")
+        item = transaction.item
+        if item.dedupe and evaluation.plain(keys.dedupe(transaction.home, item.dedupe)) is not None:
+            raise Conflict("this request was answered meanwhile")
         commit = self._clock.now()
         intent, outcomes = make_intent(
             evaluation,
@@ -331,7 +344,6 @@ class Transactions:
         draft.advance(commit)
         draft.prepare(intent)
         draft.put(key, transaction.record(RecordState.STAGING))
-        item = transaction.item
         if item.dedupe:
             entry = DedupeEntry(item.fingerprint, transaction.result, transaction.id)
             draft.put(keys.dedupe(transaction.home, item.dedupe), encode_dedupe(entry))
@@ -361,16 +373,21 @@ class Transactions:
                     transaction.error, transaction.again = None, True
         applied = [future for one in staged if one.open for future in one.applied]
         if applied:
-            await asyncio.wait(applied)
+            await asyncio.wait(applied)  # each ends by its own deadline
 
     async def _conclude(self, transaction: Transaction, deadline: float) -> None:
         """Staged, but a participant's prepare is uncertain: decide as recovery would."""
         try:
             commit = await self._decide_now(
-                transaction.home, transaction.id, transaction.begin, deadline
+                transaction.home,
+                transaction.id,
+                transaction.begin,
+                deadline,
+                staged=transaction.commit,
             )
             if not commit:
                 transaction.again = True
+                self._abandon(transaction)
         except KotobaError:
             transaction.error = OutcomeUnknown(
                 "not decided in time; retry with the same Idempotency-Key"
@@ -438,7 +455,11 @@ class Transactions:
                 change(replica.evaluation, draft, transaction, value)
             if draft:
                 await replica.propose(draft, self._background_deadline())
-        except (RetryError, OutcomeUnknown) as error:
+            else:
+                # What is done already may be in flight only: it must be durable before the next
+                # step, or a new leader could find the record staged and a participant resolved.
+                await confirm(replica)
+        except KotobaError as error:
             log.debug("left to the sweep: %s", error.detail)
             return []
         return records
@@ -463,12 +484,13 @@ class Transactions:
     async def _resolve(self, decided: Sequence[Decided]) -> bool:
         """Tell the participants; True when all have applied it."""
         deadline = self._background_deadline()
+        groups = {item[0] for item in decided}
+        leaders = await self._router.leaders(sorted(groups), self._soon(deadline))
         by_node: dict[NodeId, list[Decided]] = {}
         for item in decided:
-            node = self._router.leader(item[0])
-            if node is None:
-                return False
-            by_node.setdefault(node, []).append(item)
+            node = leaders[item[0]]
+            if node is not None:
+                by_node.setdefault(node, []).append(item)
         outcomes = await asyncio.gather(
             *(self._resolve_at(node, items, deadline) for node, items in by_node.items()),
             return_exceptions=True,
@@ -476,7 +498,8 @@ class Transactions:
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, KotobaError):
                 raise outcome
-        return not any(isinstance(outcome, KotobaError) for outcome in outcomes)
+        complete = None not in leaders.values()
+        return complete and not any(isinstance(outcome, KotobaError) for outcome in outcomes)
 
     async def _resolve_at(self, node: NodeId, items: list[Decided], deadline: float) -> None:
         if node == self._router.node_id:
@@ -521,13 +544,24 @@ class Transactions:
         return await self._decide_now(home, transaction, begin, deadline)
 
     async def _decide_now(
-        self, home: GroupId, transaction: bytes, begin: Timestamp, deadline: float
+        self,
+        home: GroupId,
+        transaction: bytes,
+        begin: Timestamp,
+        deadline: float,
+        *,
+        staged: Timestamp = 0,
     ) -> Timestamp:
+        """``staged``: its commit timestamp, if it is known to have been staged here for good. Then
+        a missing record was committed, resolved and deleted, for an aborted one would be there."""
         while True:
             replica = self._router.leading(home)
             evaluation = replica.evaluation
             assert evaluation is not None
             value = evaluation.plain(keys.record(home, transaction))
+            if value is None and staged:
+                await confirm(replica)
+                return staged
             if value is None:
                 return await self._abort_missing(replica, transaction, begin, deadline)
             record = decode_record(value)
@@ -612,29 +646,48 @@ class Transactions:
 
     async def recover_intents(self, replica: Replica, silent_since: float) -> None:
         """Decide and resolve the intents of a led group that have been here for too long."""
+        silent = [
+            intent
+            for intent in replica.intents.seen_before(silent_since)
+            if not self.is_live(intent.transaction)
+        ]
+        await asyncio.gather(
+            *(self._recover_intent(replica, intent) for intent in silent[:RECOVER_MAX])
+        )
+
+    async def _recover_intent(self, replica: Replica, intent: Intent) -> None:
         deadline = self._background_deadline()
-        for intent in replica.intents.seen_before(silent_since):
-            if self.is_live(intent.transaction) or replica.evaluation is None:
-                continue
-            commit = await self.decide(
-                intent.record_group, intent.transaction, intent.begin, deadline
-            )
-            item = (replica.group, intent.transaction, intent.begin, commit)
+        transaction, begin = intent.transaction, intent.begin
+        try:
+            commit = await self.decide(intent.record_group, transaction, begin, deadline)
+            item = (replica.group, transaction, begin, commit)
             await self._participant.resolve([item], deadline)
+        except KotobaError as error:
+            log.debug("intent in group %d, next time: %s", replica.group, error.detail)
 
     async def recover_records(self, replica: Replica, old: Timestamp) -> None:
         """Carry on with the records of a led group whose coordinator was silent since ``old``."""
-        deadline = self._background_deadline()
         committed: list[tuple[GroupId, bytes, bytes]] = []
+        staged: list[tuple[bytes, TransactionRecord]] = []
         for transaction, record in _records(replica):
             if record.begin > old or self.is_live(transaction):
                 continue
             if record.state is RecordState.STAGING:
-                await self.decide(replica.group, transaction, record.begin, deadline)
+                staged.append((transaction, record))
             elif record.state is RecordState.COMMITTED:
                 committed.append((replica.group, transaction, encode_record(record)))
-        if committed:
-            await self._finish(committed)
+        await asyncio.gather(
+            self._finish(committed[:RECOVER_MAX]),
+            *(self._recover_record(replica, *one) for one in staged[:RECOVER_MAX]),
+        )
+
+    async def _recover_record(
+        self, replica: Replica, transaction: bytes, record: TransactionRecord
+    ) -> None:
+        try:
+            await self.decide(replica.group, transaction, record.begin, self._background_deadline())
+        except KotobaError as error:
+            log.debug("record in group %d, next time: %s", replica.group, error.detail)
 
     def _background_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._config.limits.timeout_ms / 1000
@@ -678,5 +731,5 @@ async def _quietly(work: Awaitable[object]) -> None:
     """Background work: what fails because a leader moved is left to the sweep."""
     try:
         await work
-    except (RetryError, OutcomeUnknown) as error:
+    except KotobaError as error:
         log.debug("left to the sweep: %s", error.detail)
