@@ -18,6 +18,7 @@ from app.commands.tables import print_events_line, print_result, print_status
 
 __all__ = ["events", "op", "query", "read_argument", "status"]
 
+_PIPE_WIDTH: Final = 1_000_000
 _TIMEOUT_S: Final = 65.0
 """Longer than the longest that a request may ask for, so the node's own answer is seen."""
 
@@ -29,7 +30,7 @@ def status(url: str, *, as_json: bool) -> None:
     if as_json:
         _print_json({**answer, "health": health})
     else:
-        print_status(Console(highlight=False), answer, health)
+        print_status(_console(), answer, health)
 
 
 def query(
@@ -50,7 +51,7 @@ def query(
     if as_json:
         _print_json(answer)
     else:
-        print_result(Console(highlight=False), answer)
+        print_result(_console(), answer)
 
 
 def op(url: str, text: str, *, idempotency_key: str | None, consistency: str | None) -> None:
@@ -82,7 +83,7 @@ async def _follow(url: str, types: str | None, since: str | None, as_json: bool)
     parameters = {"types": types, "since": since}
     given = httpx.QueryParams({k: v for k, v in parameters.items() if v is not None})
     address = f"{url.replace('http', 'ws', 1)}/v1/events" + (f"?{given}" if given else "")
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     try:
         async with connect(address, max_size=None, proxy=None) as stream:
             async for message in stream:
@@ -182,6 +183,12 @@ def _unreachable(url: str, error: Exception) -> str:
     why = re.sub(r"^\[Errno \d+\] ", "", str(error)) or type(error).__name__
     hint = "" if isinstance(error, httpx.TimeoutException) else "; does a node run there?"
     return f"cannot reach {url}: {why.lower()}{hint}"
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    # Nothing is wrapped for a reader that is a program.
+    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
 def _print_json(value: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import orjson
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +13,7 @@ from rich.text import Text
 __all__ = ["print_events_line", "print_result", "print_status"]
 
 _STATE_STYLE: Final = {"active": "green", "suspected": "yellow", "failed": "red"}
+_GAP: Final = 2
 _VALUE_WIDTH: Final = 60
 """A longer value is cut in a table; --json shows all of it."""
 
@@ -40,10 +42,12 @@ def print_status(console: Console, status: dict[str, Any], health: dict[str, Any
     )
     replication, storage = status["replication"], status["storage"]
     console.print(
-        f"{replication['operations_processed']:,} operations processed here, "
+        f"{status['node_id']}: {replication['operations_processed']:,} operations, "
         f"{replication['operations_failed']:,} failed, "
-        f"{replication['total_queued_operations']:,} in flight; "
-        f"storage {storage['state']}: {_size(storage['disk_bytes'])} used, "
+        f"{replication['total_queued_operations']:,} in flight"
+    )
+    console.print(
+        f"{status['node_id']}: storage {storage['state']}, {_size(storage['disk_bytes'])} used, "
         f"{_size(storage['disk_free_bytes'])} free"
     )
 
@@ -74,7 +78,7 @@ def print_result(console: Console, answer: dict[str, Any]) -> None:
     """The rows of a query's answer as a table, and how it came about."""
     rows = [_flat(row) for row in answer["rows"]]
     if rows:
-        console.print(_rows_table(rows))
+        _print_rows(console, rows)
         console.print()
     statistics = answer.get("statistics", {})
     parts = [f"{len(rows)} row{'s' * (len(rows) != 1)}"]
@@ -95,16 +99,28 @@ def _count(value: Any) -> str:
     return str(len(value)) if isinstance(value, list) else str(value)
 
 
-def _rows_table(rows: list[dict[str, str]]) -> Table:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in columns:
-        # CIDs are what one copies into the next command: they are never cut.
-        is_cid = name.rpartition(".")[2] in ("cid", "source_cid", "target_cid")
-        table.add_column(name, no_wrap=is_cid, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(row.get(name, "")) for name in columns))
-    return table
+def _print_rows(console: Console, rows: list[dict[str, str]]) -> None:
+    """As a table where it fits, else one block of lines a row, so that nothing is broken up."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    widths = {
+        name: max(cell_len(row.get(name, "")) for row in [*rows, {name: name}]) for name in names
+    }
+    if sum(widths.values()) + _GAP * len(names) <= console.width:
+        table = Table(box=None, header_style="bold", padding=(0, _GAP, 0, 0))
+        for name in names:
+            table.add_column(name, no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(row.get(name, "")) for name in names))
+        console.print(table)
+        return
+    longest = max(cell_len(name) for name in names)
+    for number, row in enumerate(rows):
+        if number:
+            console.print()
+        for name, value in row.items():
+            if value:
+                line = Text.assemble((f"{name:<{longest + _GAP}}", "bold"), value)
+                console.print(line, soft_wrap=True)
 
 
 _HIDDEN: Final = frozenset({"version", "created_at", "updated_at"})
@@ -178,6 +194,10 @@ def print_events_line(console: Console, event: dict[str, Any]) -> None:
     """One event as one line: when, what, and its fields."""
     kind = event.get("type", "")
     when = event.get("at") or event.get("timestamp") or ""
-    rest = {k: v for k, v in event.items() if k not in ("type", "at", "id", "timestamp")}
-    fields = "  ".join(f"{name}={_cell(value)}" for name, value in rest.items() if value != [])
-    console.print(Text.assemble(f"{when}  ", (f"{kind:<16}", _EVENT_STYLE.get(kind, "")), fields))
+    hidden = {"type", "at", "id", "timestamp"}
+    if event.get("version") == event.get("cid"):
+        hidden.add("version")
+    rest = {k: v for k, v in event.items() if k not in hidden and v not in (None, [], "")}
+    fields = "  ".join(f"{name}={_cell(value)}" for name, value in rest.items())
+    line = Text.assemble(f"{when}  ", (f"{kind:<16}", _EVENT_STYLE.get(kind, "")), fields)
+    console.print(line, soft_wrap=True)

@@ -68,8 +68,8 @@ def kotoba(*arguments: str) -> int:
     return run(client_app, "kotoba", list(arguments))
 
 
-def printed(function: Any, *arguments: Any) -> str:
-    console = Console(file=io.StringIO(), width=200, highlight=False)
+def printed(function: Any, *arguments: Any, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
     function(console, *arguments)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -80,7 +80,7 @@ def test_status_shows_members_leader_partitions_and_reasons() -> None:
     for part in ("not healthy", "leader node2 (term 3)", "node3 has failed", "failed", "3.1"):
         assert part in text
     assert "64 partitions of 3 replicas: 2 without leader, 64 under-replicated" in text
-    assert "10,452 operations" in text
+    assert "node1: 10,452 operations, 1 failed" in text
     assert "5.0 GiB free" in text
 
 
@@ -98,6 +98,11 @@ def test_rows_are_a_table_of_properties_with_whole_cids() -> None:
     assert CID in text
     assert "Alice" in text
     assert "1 row, 4.2 ms, 1 scanned, 64 partitions" in text
+
+
+def test_on_a_narrow_terminal_each_value_has_a_line() -> None:
+    lines = printed(print_result, {"rows": [NODE, NODE]}, width=70).splitlines()
+    assert lines[:5] == [f"cid     {CID}", "labels  Person", "name    Alice", "age     30", ""]
 
 
 def test_a_path_is_told_by_names() -> None:
