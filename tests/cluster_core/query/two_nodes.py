@@ -1,0 +1,217 @@
+"""Two cluster nodes that share the partitions of a graph, and a model of the same graph.
+
+Every query that touches partitions of both nodes travels through encoded bytes. The model is plain
+Python over whole snapshots, so it knows nothing of keys, records, partitions or versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+from msgspec import structs
+
+from cluster_core.config import LimitConfig
+from cluster_core.graph.blocks import (
+    decode_block,
+    digest_of,
+    first_edge_block,
+    first_node_block,
+    next_block,
+)
+from cluster_core.graph.entities import Edge, Vertex
+from cluster_core.graph.records import (
+    EDGE,
+    VERTEX,
+    encode_record,
+    record_block,
+    record_created_at,
+    record_kind,
+    record_version,
+)
+from cluster_core.graph.values import Value
+from cluster_core.ports import DATA
+from cluster_core.query.execute import execute
+from cluster_core.query.host import ReadPoint
+from cluster_core.query.local import run_task_bytes
+from cluster_core.query.plan import Query
+from cluster_core.query.results import QueryResult
+from cluster_core.storage import keys
+from cluster_core.storage.memory import MemoryEngine
+from cluster_core.storage.mvcc import newest
+from cluster_core.types import Digest, NodeId, Timestamp, group_of, partition_of
+
+PARTITIONS = 6
+
+
+class QueryNode:
+    """One cluster node: a host of queries, with an engine of its own."""
+
+    def __init__(self, node_id: NodeId, mesh: dict[NodeId, QueryNode]) -> None:
+        self.node_id = node_id
+        self.partition_count = PARTITIONS
+        self.engine = MemoryEngine()
+        self.settled: list[tuple[int, Timestamp, Collection[Digest] | None]] = []
+        self.waited: list[tuple[int, int]] = []
+        self.requests = 0
+        self.fault: Exception | None = None
+        """Raised by the next settle."""
+        self.delay = 0.0
+        self._mesh = mesh
+        mesh[node_id] = self
+
+    def serving_node(self, partition: int) -> NodeId:
+        names = sorted(self._mesh)
+        return names[partition % len(names)]
+
+    async def run_remote(self, node: NodeId, task: bytes) -> bytes:
+        self.requests += 1
+        await asyncio.sleep(self.delay)
+        return await run_task_bytes(self._mesh[node], task)
+
+    async def wait_applied(self, partition: int, index: int) -> None:
+        assert self.serving_node(partition) == self.node_id
+        self.waited.append((partition, index))
+
+    async def settle(
+        self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None
+    ) -> None:
+        assert self.serving_node(partition) == self.node_id
+        self.settled.append((partition, timestamp, digests))
+        if self.fault is not None:
+            raise self.fault
+
+
+@dataclass
+class Snapshot:
+    """The graph at one time."""
+
+    vertices: dict[Digest, Vertex] = field(default_factory=dict)
+    edges: dict[Digest, Edge] = field(default_factory=dict)
+
+
+class TwoNodes:
+    """The cluster. Every change happens at a timestamp of its own, and is remembered."""
+
+    def __init__(self, *, nodes: int = 2) -> None:
+        self.mesh: dict[NodeId, QueryNode] = {}
+        for name in ("alpha", "beta", "gamma")[:nodes]:
+            QueryNode(name, self.mesh)
+        self.alpha = self.mesh["alpha"]
+        self.now: Timestamp = 1 << 16
+        self.snapshots: dict[Timestamp, Snapshot] = {self.now: Snapshot()}
+        self._nonce = 0
+
+    @property
+    def graph(self) -> Snapshot:
+        return self.snapshots[self.now]
+
+    def home(self, digest: Digest) -> int:
+        return partition_of(digest, PARTITIONS)
+
+    def home_of(self, entity: Vertex | Edge) -> int:
+        return self.home(entity.source if isinstance(entity, Edge) else entity.digest)
+
+    async def ask(
+        self,
+        query: Query,
+        *,
+        at: Timestamp | None = None,
+        limits: LimitConfig = LimitConfig(),  # noqa: B008  # frozen
+        point: ReadPoint | None = None,
+        timeout: float = 10,
+        node: NodeId = "alpha",
+    ) -> QueryResult:
+        deadline = asyncio.get_running_loop().time() + timeout
+        point = point or ReadPoint(self.now if at is None else at)
+        return await execute(query, self.mesh[node], point, limits, deadline)
+
+    # Changes
+
+    def add_vertex(self, *labels: str, **properties: Value) -> Digest:
+        block = first_node_block(labels, properties, self._next_nonce())
+        digest, now = digest_of(block), self._tick()
+        group = group_of(self.home(digest))
+        self._put(group, keys.entity(group, digest), encode_record(VERTEX, digest, 0, block))
+        vertex = Vertex(digest, digest, tuple(sorted(set(labels))), properties, now, now)
+        self.graph.vertices[digest] = vertex
+        return digest
+
+    def add_edge(self, label: str, source: Digest, target: Digest, **properties: Value) -> Digest:
+        block = first_edge_block(label, source, target, properties, self._next_nonce())
+        digest, now = digest_of(block), self._tick()
+        near, far = group_of(self.home(source)), group_of(self.home(target))
+        self._put(near, keys.entity(near, digest), encode_record(EDGE, digest, 0, block))
+        self._put(near, keys.out_edge(near, source, label, digest), target)
+        self._put(far, keys.in_edge(far, target, label, digest), source)
+        edge = Edge(digest, digest, label, source, target, properties, now, now)
+        self.graph.edges[digest] = edge
+        return digest
+
+    def update(self, digest: Digest, **properties: Value) -> Digest:
+        """Replace the properties; returns the version."""
+        entity = self._entity(digest)
+        now = self._tick()
+        group = group_of(self.home_of(entity))
+        key = keys.entity(group, digest)
+        found = newest(self._engine(group), key)
+        assert found is not None
+        record = found[1]
+        content = decode_block(record_block(record)) | {"properties": properties}
+        block = next_block(content, digest, record_version(record))
+        version, created = digest_of(block), record_created_at(record, found[0])
+        self._put(group, key, encode_record(record_kind(record), version, created, block))
+        self._put_plain(group, keys.version(group, version), digest)
+        changed = structs.replace(entity, version=version, properties=properties, updated_at=now)
+        if isinstance(changed, Edge):
+            self.graph.edges[digest] = changed
+        else:
+            self.graph.vertices[digest] = changed
+        return version
+
+    def delete(self, digest: Digest) -> None:
+        """Delete an edge, or a vertex with its edges."""
+        entity = self._entity(digest)
+        if isinstance(entity, Vertex):
+            for edge in list(self.graph.edges.values()):
+                if digest in (edge.source, edge.target):
+                    self.delete(edge.digest)
+        self._tick()
+        group = group_of(self.home_of(entity))
+        self._put(group, keys.entity(group, digest), b"")
+        if isinstance(entity, Edge):
+            far = group_of(self.home(entity.target))
+            label = entity.label
+            self._put(group, keys.out_edge(group, entity.source, label, digest), b"")
+            self._put(far, keys.in_edge(far, entity.target, label, digest), b"")
+            del self.graph.edges[digest]
+        else:
+            del self.graph.vertices[digest]
+
+    def _entity(self, digest: Digest) -> Vertex | Edge:
+        return self.graph.vertices.get(digest) or self.graph.edges[digest]
+
+    def _tick(self) -> Timestamp:
+        before = self.graph
+        self.now += 1 << 16
+        self.snapshots[self.now] = replace(
+            before, vertices=dict(before.vertices), edges=dict(before.edges)
+        )
+        return self.now
+
+    def _next_nonce(self) -> bytes:
+        self._nonce += 1
+        return self._nonce.to_bytes(16, "big")
+
+    def _engine(self, group: int) -> MemoryEngine:
+        return self.mesh[self.alpha.serving_node(group - 1)].engine
+
+    def _put(self, group: int, user_key: bytes, value: bytes) -> None:
+        self._put_plain(group, keys.versioned(user_key, self.now), value)
+
+    def _put_plain(self, group: int, key: bytes, value: bytes) -> None:
+        engine = self._engine(group)
+        batch = engine.batch()
+        batch.put(DATA, key, value)
+        engine.write(batch)
