@@ -35,6 +35,7 @@ from cluster_core.node.identity import Identity
 from cluster_core.node.local import NoTransport, SystemClock
 from cluster_core.node.node import ClusterNode
 from cluster_core.node.observe import (
+    Observed,
     health_of,
     partition_status,
     readiness_of,
@@ -290,15 +291,15 @@ class KotobaCluster:
 
     async def get_status(self) -> ClusterStatus:
         """The cluster as this node sees it."""
-        return status_of(self)
+        return status_of(self._observed)
 
     async def check_health(self) -> HealthStatus:
         """Whether the cluster is healthy, and whether this node can serve."""
-        return health_of(self)
+        return health_of(self._observed)
 
     async def readiness(self) -> ReadyStatus:
         """Whether this node has joined, its disk works, and most partitions have a leader."""
-        return readiness_of(self)
+        return readiness_of(self._observed)
 
     async def partitions(self) -> list[PartitionStatus]:
         count = self.node.founding.partition_count
@@ -336,18 +337,8 @@ class KotobaCluster:
         return self._node
 
     @property
-    def founded(self) -> ClusterNode | None:
-        """The founded node, or None while there is no cluster yet."""
-        return self._node
-
-    @property
-    def trouble(self) -> str | None:
-        """Why this node has not joined yet, as far as it knows."""
-        return self._trouble
-
-    @property
-    def engine(self) -> Engine | None:
-        return self._engine
+    def _observed(self) -> Observed:
+        return Observed(self.node_id, self.config, self._engine, self._node, self._trouble)
 
     @property
     def _own(self) -> Identity:
@@ -374,4 +365,5 @@ class KotobaCluster:
             seen=founding.members,
             proposed=founding,
             founded=founding,
+            virtual_nodes=founding.virtual_nodes,
         )

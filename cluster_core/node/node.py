@@ -79,7 +79,7 @@ class ClusterNode:
         self.config = config
         self.bus = bus
         self.addresses = {member.node_id: member.address for member in founding.members}
-        self.tables = partition_table(founding, config.virtual_nodes)
+        self.tables = partition_table(founding)
         self._transport = transport
         self._random = random
         self.host = ReplicationHost(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
+from cluster_core.config import ClusterConfig
 from cluster_core.errors import NotFound
 from cluster_core.node.node import ClusterNode
+from cluster_core.ports import Engine
 from cluster_core.status import (
     ClusterStatus,
     HealthStatus,
@@ -22,10 +24,7 @@ from cluster_core.status import (
 )
 from cluster_core.types import META_GROUP, NodeId, group_of
 
-if TYPE_CHECKING:
-    from cluster_core.cluster import KotobaCluster
-
-__all__ = ["health_of", "partition_status", "readiness_of", "status_of"]
+__all__ = ["Observed", "health_of", "partition_status", "readiness_of", "status_of"]
 
 try:
     VERSION = version("kotoba-db-cluster")
@@ -33,7 +32,18 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
     VERSION = "0"
 
 
-def status_of(cluster: KotobaCluster) -> ClusterStatus:
+class Observed(NamedTuple):
+    """What there is to look at: ``founded`` is None until there is a cluster, and ``trouble`` then
+    says why, as far as it is known."""
+
+    node_id: NodeId
+    config: ClusterConfig
+    engine: Engine | None
+    founded: ClusterNode | None
+    trouble: str | None
+
+
+def status_of(cluster: Observed) -> ClusterStatus:
     node = cluster.founded
     if node is None:
         return _status_before_founding(cluster)
@@ -51,7 +61,7 @@ def status_of(cluster: KotobaCluster) -> ClusterStatus:
     )
 
 
-def _status_before_founding(cluster: KotobaCluster) -> ClusterStatus:
+def _status_before_founding(cluster: Observed) -> ClusterStatus:
     return ClusterStatus(
         cluster_id=None,
         node_id=cluster.node_id,
@@ -180,7 +190,7 @@ def replication_lag_ms(node: ClusterNode) -> dict[NodeId, float]:
     return lags
 
 
-def _storage(cluster: KotobaCluster) -> StorageStatus:
+def _storage(cluster: Observed) -> StorageStatus:
     engine = cluster.engine
     if engine is None:
         return StorageStatus(state="failed", disk_bytes=0, disk_free_bytes=0)
@@ -191,7 +201,7 @@ def _storage(cluster: KotobaCluster) -> StorageStatus:
     )
 
 
-def health_of(cluster: KotobaCluster) -> HealthStatus:
+def health_of(cluster: Observed) -> HealthStatus:
     """Of the cluster; ``can_serve`` is of this node alone, so that one dead peer does not take all
     nodes out of a load balancer."""
     status = status_of(cluster)
@@ -219,7 +229,7 @@ def health_of(cluster: KotobaCluster) -> HealthStatus:
     )
 
 
-def readiness_of(cluster: KotobaCluster) -> ReadyStatus:
+def readiness_of(cluster: Observed) -> ReadyStatus:
     node = cluster.founded
     engine = cluster.engine
     storage_ok = engine is not None and engine.state == "ok"
