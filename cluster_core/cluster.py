@@ -337,6 +337,16 @@ class KotobaCluster:
         return self._node
 
     @property
+    def founded(self) -> ClusterNode | None:
+        """The founded node, or None while there is no cluster yet."""
+        return self._node
+
+    @property
+    def engine(self) -> Engine | None:
+        """The store of this node, once it is started."""
+        return self._engine
+
+    @property
     def _observed(self) -> Observed:
         return Observed(self.node_id, self.config, self._engine, self._node, self._trouble)
 
