@@ -291,15 +291,15 @@ class KotobaCluster:
 
     async def get_status(self) -> ClusterStatus:
         """The cluster as this node sees it."""
-        return status_of(self._observed)
+        return status_of(self.observed)
 
     async def check_health(self) -> HealthStatus:
         """Whether the cluster is healthy, and whether this node can serve."""
-        return health_of(self._observed)
+        return health_of(self.observed)
 
     async def readiness(self) -> ReadyStatus:
         """Whether this node has joined, its disk works, and most partitions have a leader."""
-        return readiness_of(self._observed)
+        return readiness_of(self.observed)
 
     async def partitions(self) -> list[PartitionStatus]:
         count = self.node.founding.partition_count
@@ -347,7 +347,8 @@ class KotobaCluster:
         return self._engine
 
     @property
-    def _observed(self) -> Observed:
+    def observed(self) -> Observed:
+        """What :mod:`cluster_core.node.observe` looks at."""
         return Observed(self.node_id, self.config, self._engine, self._node, self._trouble)
 
     @property

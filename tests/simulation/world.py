@@ -201,7 +201,7 @@ class World:
 
 
 def _is_ready(node: SimNode) -> bool:
-    return node.alive and readiness_of(node.cluster).is_ready
+    return node.alive and readiness_of(node.cluster.observed).is_ready
 
 
 def simulate(
