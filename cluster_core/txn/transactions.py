@@ -277,6 +277,7 @@ class Transactions:
         mesh = self._router.mesh
         remaining = max(0.01, deadline - asyncio.get_running_loop().time())
         notify, done = mesh.expect(node, timeout=remaining)
+        done.add_done_callback(_observe)
         body = encode_message(PrepareRequest(items, notify, int(remaining * 1000)))
         try:
             answer = await mesh.request(node, "txn.prepare", body, timeout=remaining)
