@@ -41,7 +41,9 @@ Line = BatchOperation | Malformed
 def read_json_batch(body: bytes, operations_max: int) -> Sequence[Line]:
     """The operations of ``{"operations": […]}``; one by one where some are malformed."""
     try:
-        lines: Sequence[Line] = BATCH.validate_json(body).operations
+        request = BATCH.validate_json(body)
+        request.refuse_unknown()
+        lines: Sequence[Line] = request.operations
     except ValidationError as error:
         lines = _one_by_one(body, error, operations_max)
     _check_count(len(lines), operations_max)
@@ -175,6 +177,7 @@ class Batch:
             self._failed.add(ref)
 
     def _resolve(self, line: BatchOperation) -> CoreBatchOperation:
+        line.refuse_unknown()
         ref = line.ref
         if ref is not None and (ref in self._known or ref in self._failed):
             raise invalid("ref", f"{ref!r} is the ref of an earlier operation")

@@ -63,6 +63,8 @@ _WRITE_DEFAULTS: Final = WriteParameters()
 _BATCH_DEFAULTS: Final = BatchParameters()
 _READ_DEFAULTS: Final = NodeParameters()
 
+QUERY_BYTES_MAX: Final = 2 << 20
+"""10,000 CIDs take 0.6 MB. (An entity takes at most six times its size: JSON may escape a byte.)"""
 REMEMBERED_BYTES_MAX: Final = 100
 
 PRINCIPAL: Final = ""
@@ -76,6 +78,10 @@ class HotPath:
         self._database = database
         self._metrics = metrics
         self._limits = database.config.limits
+        self._operation_bytes_max = min(
+            self._limits.body_bytes_max, 6 * self._limits.entity_bytes_max + (64 << 10)
+        )
+        self._query_bytes_max = min(self._limits.body_bytes_max, QUERY_BYTES_MAX)
         self._forward_default = forward_default
         operation = self._bare(OPERATIONS_PATH, "POST", self._operation)
         batch = self._bare(BATCH_PATH, "POST", self._batch)
@@ -115,7 +121,7 @@ class HotPath:
         headers = headers_of(scope)
         media_type_of(headers, _JSON_ONLY)
         parameters = _write_parameters(scope["query_string"])
-        operation = _read_operation(await read_body(receive, headers, self._limits.body_bytes_max))
+        operation = _read_operation(await read_body(receive, headers, self._operation_bytes_max))
         if b"if-match" in headers:
             operation = _with_version(operation, headers)
         forward = parameters.forward
@@ -166,10 +172,10 @@ class HotPath:
         media_type_of(headers, _JSON_ONLY)
         if scope["query_string"]:
             parameters_of(scope["query_string"], NoParameters)
-        request = _read_query(await read_body(receive, headers, self._limits.body_bytes_max))
+        request = _read_query(await read_body(receive, headers, self._query_bytes_max))
         session = request.session
         result = await self._database.execute_query(
-            request.query.to_plan(),
+            request.to_plan(),
             consistency=request.consistency,
             as_of=None if request.as_of is None else parse_timestamp(request.as_of, where="as_of"),
             session=session_of(headers)
@@ -210,6 +216,7 @@ def _read_operation(body: bytes) -> Operation:
         model = OPERATION.validate_json(body)
     except ValidationError as error:
         raise invalid_body(error, body) from None
+    model.refuse_unknown()
     if keys_of(model) != body.count(b":"):
         refuse_repeated_keys(body)
     return model.to_core()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.schemas.problems import Problem
 from app.schemas.values import (
@@ -14,6 +14,7 @@ from app.schemas.values import (
     VERSION_EXAMPLE,
     AnswerModel,
     CidText,
+    Items,
     JsonValue,
     RequestModel,
     TimestampText,
@@ -56,7 +57,7 @@ ChangedProperties = Annotated[
         examples=[{"age": 31, "nick": None}],
     ),
 ]
-Labels = Annotated[tuple[str, ...], Field(examples=[["Person"]])]
+Labels = Annotated[Items[str], Field(examples=[["Person"]])]
 IfVersion = Annotated[
     CidText | None,
     Field(description="Execute only if the entity has this version."),
@@ -235,7 +236,7 @@ BatchOperation = Annotated[
 class BatchRequest(RequestModel):
     """Operations that succeed or fail each for itself."""
 
-    operations: Annotated[list[BatchOperation], FailFast()]
+    operations: Annotated[list[BatchOperation], Field(fail_fast=True)]
 
 
 BATCH: TypeAdapter[BatchRequest] = TypeAdapter(BatchRequest)

@@ -15,6 +15,7 @@ from app.schemas.values import (
     VERSION_EXAMPLE,
     AnswerModel,
     CidText,
+    Items,
     JsonValue,
     RequestModel,
     TimestampText,
@@ -52,7 +53,7 @@ class Comparison(RequestModel):
 class And(RequestModel):
     """All of them hold."""
 
-    and_: Annotated[list[Where], Field(alias="and")]
+    and_: Annotated[Items[Where], Field(alias="and")]
 
     def to_plan(self, where: str) -> plan.Where:
         return plan.AllOf(_conditions(self.and_, f"{where}.and"))
@@ -61,7 +62,7 @@ class And(RequestModel):
 class Or(RequestModel):
     """At least one of them holds."""
 
-    or_: Annotated[list[Where], Field(alias="or")]
+    or_: Annotated[Items[Where], Field(alias="or")]
 
     def to_plan(self, where: str) -> plan.Where:
         return plan.AnyOf(_conditions(self.or_, f"{where}.or"))
@@ -73,7 +74,7 @@ class Not(RequestModel):
     not_: Annotated[Where, Field(alias="not")]
 
     def to_plan(self, where: str) -> plan.Where:
-        return plan.Negation(self.not_.to_plan(f"{where}.not"))
+        return plan.Negation(_condition(self.not_, f"{where}.not"))
 
 
 def _shape(condition: Any) -> str | None:
@@ -105,12 +106,17 @@ Where = TypeAliasType(
 )
 
 
-def _conditions(conditions: list[Where], where: str) -> tuple[plan.Where, ...]:
-    return tuple(c.to_plan(f"{where}.{i}") for i, c in enumerate(conditions))
+def _conditions(conditions: tuple[Where, ...], where: str) -> tuple[plan.Where, ...]:
+    return tuple(_condition(c, f"{where}.{i}") for i, c in enumerate(conditions))
 
 
-def _condition(condition: Where | None, where: str) -> plan.Where | None:
-    return None if condition is None else condition.to_plan(f"query.{where}")
+def _condition(condition: Where, where: str) -> plan.Where:
+    condition.refuse_unknown(where)
+    return condition.to_plan(where)
+
+
+def _optional(condition: Where | None, where: str) -> plan.Where | None:
+    return None if condition is None else _condition(condition, f"query.{where}")
 
 
 # Queries
@@ -125,14 +131,14 @@ Limit = Annotated[int, Field(ge=1, le=COUNT_MAX, description="Rows, at most.")]
 Cursor = Annotated[
     str | None, Field(description="From the page before: continues in its snapshot.")
 ]
-Order = Annotated[tuple[OrderBy, ...] | None, Field(description="Else the order is arbitrary.")]
+Order = Annotated[Items[OrderBy] | None, Field(description="Else the order is arbitrary.")]
 
 
 class Get(RequestModel):
     """Entities by CID, in the order asked for; what does not exist is left out."""
 
     kind: Literal["get"]
-    cids: Annotated[tuple[CidText, ...], Field(examples=[[CID_EXAMPLE]])]
+    cids: Annotated[Items[CidText], Field(examples=[[CID_EXAMPLE]])]
 
     def to_plan(self) -> plan.Query:
         return plan.Get(cids=_digests(self.cids, "cids"))
@@ -142,7 +148,7 @@ class FindNodes(RequestModel):
     """Nodes that have all of the labels and satisfy the condition."""
 
     kind: Literal["find_nodes"]
-    labels: Annotated[tuple[str, ...], Field(examples=[["Person"]])] = ()
+    labels: Annotated[Items[str], Field(examples=[["Person"]])] = ()
     where: Where | None = None
     order_by: Order = None
     limit: Limit = LIMIT_DEFAULT
@@ -151,7 +157,7 @@ class FindNodes(RequestModel):
     def to_plan(self) -> plan.Query:
         return plan.FindNodes(
             labels=self.labels,
-            where=_condition(self.where, "where"),
+            where=_optional(self.where, "where"),
             order_by=_order(self.order_by),
             limit=self.limit,
             cursor=self.cursor,
@@ -171,7 +177,7 @@ class FindEdges(RequestModel):
     def to_plan(self) -> plan.Query:
         return plan.FindEdges(
             label=self.label,
-            where=_condition(self.where, "where"),
+            where=_optional(self.where, "where"),
             order_by=_order(self.order_by),
             limit=self.limit,
             cursor=self.cursor,
@@ -183,7 +189,7 @@ class Count(RequestModel):
 
     kind: Literal["count"]
     of: Literal["nodes", "edges"] = "nodes"
-    labels: Annotated[tuple[str, ...], Field(description="Of nodes.")] = ()
+    labels: Annotated[Items[str], Field(description="Of nodes.")] = ()
     label: Annotated[str | None, Field(description="Of edges.")] = None
     where: Where | None = None
     group_by: Annotated[
@@ -196,7 +202,7 @@ class Count(RequestModel):
             of=self.of,
             labels=self.labels,
             label=self.label,
-            where=_condition(self.where, "where"),
+            where=_optional(self.where, "where"),
             group_by=self.group_by,
         )
 
@@ -205,9 +211,9 @@ class Traverse(RequestModel):
     """Breadth first from some nodes: every node once, at its smallest depth."""
 
     kind: Literal["traverse"]
-    start: Annotated[tuple[CidText, ...], Field(examples=[[CID_EXAMPLE]])]
+    start: Annotated[Items[CidText], Field(examples=[[CID_EXAMPLE]])]
     direction: Direction = "out"
-    edge_labels: tuple[str, ...] | None = None
+    edge_labels: Items[str] | None = None
     min_depth: Annotated[int, Field(ge=0, le=COUNT_MAX)] = 1
     max_depth: Annotated[int, Field(ge=0, le=COUNT_MAX)] = 1
     where_node: Annotated[
@@ -224,8 +230,8 @@ class Traverse(RequestModel):
             edge_labels=self.edge_labels,
             min_depth=self.min_depth,
             max_depth=self.max_depth,
-            where_node=_condition(self.where_node, "where_node"),
-            where_edge=_condition(self.where_edge, "where_edge"),
+            where_node=_optional(self.where_node, "where_node"),
+            where_edge=_optional(self.where_edge, "where_edge"),
             limit=self.limit,
             return_=self.return_,
         )
@@ -238,7 +244,7 @@ class ShortestPath(RequestModel):
     source: CidText
     target: CidText
     direction: Direction = "out"
-    edge_labels: tuple[str, ...] | None = None
+    edge_labels: Items[str] | None = None
     max_depth: Annotated[int, Field(ge=0, le=COUNT_MAX)] = 15
     weight: Annotated[
         str | None, Field(description="The property of edges whose sum is to be smallest.")
@@ -260,6 +266,8 @@ def _digests(texts: tuple[str, ...], where: str) -> tuple[Digest, ...]:
 
 
 def _order(order_by: tuple[OrderBy, ...] | None) -> tuple[plan.OrderBy, ...]:
+    for place, order in enumerate(order_by or ()):
+        order.refuse_unknown(f"query.order_by.{place}")
     return tuple(plan.OrderBy(o.property, o.descending) for o in order_by or ())
 
 
@@ -285,6 +293,11 @@ class QueryRequest(RequestModel):
         Field(ge=0, le=COUNT_MAX, description="With `eventual`: how old the answer may be."),
     ] = None
     timeout_ms: TimeoutMs = None
+
+    def to_plan(self) -> plan.Query:
+        self.refuse_unknown()
+        self.query.refuse_unknown("query")
+        return self.query.to_plan()
 
 
 QUERY_REQUEST: TypeAdapter[QueryRequest] = TypeAdapter(QueryRequest)
