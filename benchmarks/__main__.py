@@ -16,6 +16,7 @@ from benchmarks.report import as_json, print_report
 from benchmarks.run import Plan, run_rounds
 from benchmarks.systems import Etcd, Kotoba, System, etcd_version
 
+_PLAIN_WIDTH = 120
 _QUICK = Plan(seconds=2, rounds=1, connections=(1, 64), batch_connections=(16,), kills=1)
 
 
@@ -40,6 +41,8 @@ def main(
     if version is not None:
         systems["etcd"] = Etcd
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PLAIN_WIDTH)
     results = run_rounds(systems, plan, _progress(console))
     console.print()
     print_report(console, results, plan, version)

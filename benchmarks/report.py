@@ -20,10 +20,12 @@ from benchmarks.run import Plan, Sample, Series
 
 __all__ = ["as_json", "print_report"]
 
+_WIDE: Final = 100
+"""Columns of a terminal that has room for the ranges."""
 _TITLES: Final = {
-    "write": "durable writes/s",
-    "batch": f"durable writes/s, {BATCH} a request",
-    "read": "strong reads/s",
+    "write": "durable writes",
+    "batch": f"same, {BATCH} a request",
+    "read": "strong reads",
 }
 
 
@@ -31,7 +33,7 @@ def print_report(
     console: Console, results: dict[str, Series], plan: Plan, etcd: str | None
 ) -> None:
     """Medians over the rounds, with their range, and the ratio to etcd where it ran."""
-    console.print(_loads_table(results))
+    console.print(_loads_table(results, with_range=console.width >= _WIDE))
     if any(series.failovers for series in results.values()):
         console.print()
         console.print(_failover_table(results))
@@ -41,21 +43,21 @@ def print_report(
         console.print(Text(line, "yellow"))
 
 
-def _loads_table(results: dict[str, Series]) -> Table:
+def _loads_table(results: dict[str, Series], *, with_range: bool) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("")
-    table.add_column("connections", justify="right")
+    table.add_column("clients", justify="right")
     for name in results:
         table.add_column(f"{name}/s", justify="right")
-        table.add_column("range", justify="right", style="dim")
-        table.add_column("p50 ms", justify="right")
-        table.add_column("p99 ms", justify="right")
+        if with_range:
+            table.add_column("range", justify="right", style="dim")
+        table.add_column("p50/p99 ms", justify="right")
     if len(results) > 1:
         table.add_column("ratio", justify="right", style="bold")
     last = None
     for kind, connections in next(iter(results.values())).loads:
         samples = [series.loads.get((kind, connections), []) for series in results.values()]
-        cells = [cell for one in samples for cell in _cells(one)]
+        cells = [cell for one in samples for cell in _cells(one, with_range)]
         ratio = [_ratio(*samples)] if len(samples) > 1 else []
         title = _TITLES[kind] if kind != last else ""
         if last not in (None, kind):
@@ -65,16 +67,14 @@ def _loads_table(results: dict[str, Series]) -> Table:
     return table
 
 
-def _cells(samples: Sequence[Sample]) -> list[str]:
+def _cells(samples: Sequence[Sample], with_range: bool) -> list[str]:
     if not samples:
-        return ["", "", "", ""]
+        return [""] * (2 + with_range)
     rates = [sample.per_second for sample in samples]
-    return [
-        f"{median(rates):,.0f}",
-        f"{min(rates):,.0f}–{max(rates):,.0f}" if len(rates) > 1 else "",
-        f"{median(sample.p50_ms for sample in samples):.1f}",
-        f"{median(sample.p99_ms for sample in samples):.1f}",
-    ]
+    spread = f"{min(rates):,.0f}–{max(rates):,.0f}" if len(rates) > 1 else ""
+    p50 = median(sample.p50_ms for sample in samples)
+    p99 = median(sample.p99_ms for sample in samples)
+    return [f"{median(rates):,.0f}", *([spread] if with_range else []), f"{p50:.1f}/{p99:.1f}"]
 
 
 def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample]) -> str:
@@ -94,7 +94,7 @@ _FAILOVER_ROWS: Final[tuple[tuple[str, Callable[[Failover], float | None]], ...]
 def _failover_table(results: dict[str, Series]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     kills = max(len(series.failovers) for series in results.values())
-    table.add_column(f"ms after kill -9 of the leader, {kills} kills")
+    table.add_column(f"ms after kill -9 of the leader ({kills} kills)")
     for name in results:
         table.add_column(name, justify="right")
         table.add_column("range", justify="right", style="dim")

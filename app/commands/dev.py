@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -16,11 +17,15 @@ from app.dev_cluster import ClusterFailed, LocalCluster, LocalNode
 
 __all__ = ["dev"]
 
+_PLAIN_WIDTH: Final = 100
+
 
 def dev(nodes: int, port: int, data_dir: Path | None) -> None:
     """Start ``nodes`` nodes on ``port`` and the ports after it; stop them on Ctrl-C or SIGTERM."""
     stopped = _stop_event()
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PLAIN_WIDTH)
     try:
         with LocalCluster(nodes, port=port, folder=data_dir) as cluster:
             console.print(f"starting {nodes} node{'s' * (nodes > 1)} …")
@@ -67,9 +72,11 @@ def _wait_ready(cluster: LocalCluster, stopped: threading.Event) -> float:
 
 
 def _introduce(console: Console, cluster: LocalCluster, seconds: float) -> None:
-    table = Table("node", "address", "API docs", "log", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("node", "API and docs", "log"):
+        table.add_column(column, no_wrap=True)
     for node in cluster.nodes.values():
-        table.add_row(node.node_id, node.url, f"{node.url}/docs", str(node.log))
+        table.add_row(node.node_id, f"{node.url}/docs", str(node.log))
     first, second = (cluster.urls * 2)[:2]
     console.print(f"[bold]ready in {seconds:.1f} s[/bold]\n")
     console.print(table)
