@@ -166,7 +166,8 @@ class Replica:
         before = len(self.disk.pending)
         if ready.writes:
             self.disk.write(ready.entries, ready.hard_state)
-        self.group.network += ready.messages
+        for message in ready.messages:
+            self.group.send(message)
         if ready.committed:
             self.applied += ready.committed
             self.disk.write(applied=ready.committed[-1].index)
@@ -177,18 +178,32 @@ class Replica:
         self.outstanding.append((ready, len(self.disk.pending) - before))
         return ready
 
-    def persist(self, count: int | None = None) -> None:
-        """Make the ``count`` oldest outstanding Readys durable (all of them by default)."""
+    def persist(self, count: int | None = None, *, together: bool = False) -> None:
+        """Make the ``count`` oldest outstanding Readys durable (all of them by default).
+
+        ``together``: by one sync, so that only the last of them is reported.
+        """
+        last: Entry | None = None
+        done: list[Message] = []
         for _ in range(len(self.outstanding) if count is None else count):
             ready, writes = self.outstanding.popleft()
             self.disk.sync(writes)
-            if ready.entries:
-                self.raft.persisted(ready.entries[-1].index, ready.entries[-1].term)
-            for message in ready.messages_after_persist:
-                if message.target == self.replica:
-                    self.raft.step(message)
-                else:
-                    self.group.network.append(message)
+            last = ready.entries[-1] if ready.entries else last
+            done += ready.messages_after_persist
+            if not together:
+                self._durable(last, done)
+                last = None
+                done = []
+        self._durable(last, done)
+
+    def _durable(self, last: Entry | None, messages: list[Message]) -> None:
+        if last is not None:
+            self.raft.persisted(last.index, last.term)
+        for message in messages:
+            if message.target == self.replica:
+                self.raft.step(message)
+            else:
+                self.group.send(message)
 
 
 class Group:
@@ -227,6 +242,9 @@ class Group:
 
     def raft(self, replica: int) -> Raft:
         return self.replicas[replica].raft
+
+    def send(self, message: Message) -> None:
+        self.network.append(message)
 
     def work(self) -> None:
         for replica in self:
