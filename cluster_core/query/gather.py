@@ -19,7 +19,7 @@ from cluster_core.graph.entities import Edge, Entity, Vertex
 from cluster_core.graph.records import EDGE, decode_record
 from cluster_core.graph.values import Value
 from cluster_core.query.host import QueryHost, ReadAgain, ReadPoint
-from cluster_core.query.local import PAUSE_AFTER, run_task
+from cluster_core.query.local import run_task
 from cluster_core.query.plan import Direction
 from cluster_core.query.tasks import (
     Adjacency,
@@ -39,9 +39,19 @@ from cluster_core.query.tasks import (
     decode_result,
     encode_request,
 )
+from cluster_core.query.work import PAUSE_AFTER
 from cluster_core.types import Digest, NodeId, partition_of
 
-__all__ = ["Entries", "Gather", "Hop", "flip", "in_chunks"]
+__all__ = [
+    "Entries",
+    "Gather",
+    "Hop",
+    "as_edge",
+    "as_vertex",
+    "decode_rows",
+    "flip",
+    "in_chunks",
+]
 
 CHUNK: Final = 2_048
 """Entities in one request: its columns stay below 100 kB, and no step takes long."""

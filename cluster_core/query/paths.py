@@ -5,6 +5,7 @@ A path that a budget hides is not "no path": both raise TooLarge when one ends.
 
 from __future__ import annotations
 
+import asyncio
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
@@ -12,7 +13,7 @@ from cluster_core.errors import InvalidRequest, TooLarge
 from cluster_core.graph.cid import cid_text
 from cluster_core.graph.records import EDGE, VERTEX
 from cluster_core.graph.values import Value
-from cluster_core.query.gather import Entries, Gather, Hop, as_edge, as_vertex, flip
+from cluster_core.query.gather import Entries, Gather, Hop, as_edge, as_vertex, flip, in_chunks
 from cluster_core.query.plan import ShortestPath
 from cluster_core.query.results import Answer, PathRow
 from cluster_core.query.tasks import Stored
@@ -23,6 +24,10 @@ __all__ = ["shortest_path"]
 PREFETCH_MAX: Final = 128
 """Vertices whose edges are read in one go for Dijkstra: the next of its queue come along, so that
 not every vertex costs a round trip."""
+PUSHES_MAX: Final = 1_000
+"""Steps of Dijkstra's algorithm between two pauses, at about 2 us each."""
+SLICE: Final = 20_000
+"""Vertices handled between two pauses where the work on each is one step of a dict."""
 
 
 class _Step(NamedTuple):
@@ -123,9 +128,22 @@ class _Side:
 
         await gather.expand(self.frontier, self._hop, consume)
         _check_bounds(gather.limits.query_visited_max - room + len(reached), gather)
-        known.update(reached)
+        for chunk in in_chunks(reached.items(), SLICE):
+            known.update(chunk)
+            await asyncio.sleep(0)
         self.frontier = list(reached)
         self.depth += 1
+
+    async def meeting(self, other: _Side) -> Digest | None:
+        """The smallest vertex of this level that the other side knows."""
+        best: Digest | None = None
+        for chunk in in_chunks(self.frontier, SLICE):
+            best = min(
+                (each for each in chunk if each in other.steps and (best is None or each < best)),
+                default=best,
+            )
+            await asyncio.sleep(0)
+        return best
 
     def trail(self, vertex: Digest) -> list[tuple[Digest, _Step]]:
         """The steps back to the start, each with the vertex that it reaches."""
@@ -147,7 +165,7 @@ async def _fewest_edges(query: ShortestPath, gather: Gather) -> list[_Step] | No
         side, other = (near, far) if len(near.frontier) <= len(far.frontier) else (far, near)
         room = gather.limits.query_visited_max - len(near.steps) - len(far.steps)
         await side.advance(gather, room)
-        meeting = min((each for each in side.frontier if each in other.steps), default=None)
+        meeting = await side.meeting(other)
         if meeting is not None:
             return _join(meeting, near, far)
     return None
@@ -207,6 +225,8 @@ async def _least_weight(
             total = label.weight + arc.weight
             heappush(queue, _Label(total, hops, arc.far, arc.edge, len(origins)))
             origins.append((label.number, step))
+            if not len(origins) % PUSHES_MAX:
+                await asyncio.sleep(0)
     return None, 0
 
 
@@ -235,8 +255,7 @@ class _Arcs:
                 self._known[each] = []
             await self._gather.expand(wanted, self._hop, self._take)
             _check_bounds(0, self._gather)
-        # Without an order of their own, pieces from several nodes would decide between equals.
-        return sorted(self._known[vertex], key=_by_edge)
+        return self._known[vertex]
 
     def _take(self, entries: Entries) -> None:
         columns = entries.entries
@@ -248,10 +267,6 @@ class _Arcs:
                 weight = _weight_of(edge, columns.weights[place], self._hop.weight)
                 arcs.append(_Arc(far, edge, weight, vertex if entries.outward else far))
             at += number
-
-
-def _by_edge(arc: _Arc) -> Digest:
-    return arc.edge
 
 
 def _weight_of(edge: Digest, value: Value, name: str | None) -> float:

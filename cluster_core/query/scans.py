@@ -10,13 +10,14 @@ from cluster_core.graph.entities import Edge, Entity
 from cluster_core.graph.records import EDGE, VERTEX
 from cluster_core.graph.values import Value
 from cluster_core.query.cursor import encode_cursor, position_of
-from cluster_core.query.gather import Gather, decode_rows
-from cluster_core.query.local import scan_position
+from cluster_core.query.gather import Gather, decode_rows, in_chunks
+from cluster_core.query.local_scan import scan_position
 from cluster_core.query.ordering import compile_order, order_key
 from cluster_core.query.plan import Count, FindEdges, FindNodes
 from cluster_core.query.predicates import encode_where
 from cluster_core.query.results import Answer, CountRow
 from cluster_core.query.tasks import CountResult, CountTask, ScanResult, ScanTask
+from cluster_core.query.work import PAUSE_AFTER
 
 __all__ = ["count", "find"]
 
@@ -37,11 +38,13 @@ async def find(query: FindNodes | FindEdges, gather: Gather) -> Answer:
     found: list[_Found] = []
     horizons: list[bytes] = []
     for result in results:
-        entities = await decode_rows(result.rows)
-        placed = [
-            _Found(place_of(entity), entity, len(row.record))
-            for entity, row in zip(entities, result.rows, strict=True)
-        ]
+        placed: list[_Found] = []
+        for chunk in in_chunks(result.rows, PAUSE_AFTER):
+            entities = await decode_rows(chunk)
+            placed += [
+                _Found(place_of(entity), entity, len(row.record))
+                for entity, row in zip(entities, chunk, strict=True)
+            ]
         found += placed
         if result.bound == "scanned":
             horizons.append(result.stopped)

@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 
 from cluster_core.graph.records import EDGE, VERTEX
 from cluster_core.query.gather import Entries, Gather, Hop, as_edge, as_vertex, in_chunks
-from cluster_core.query.local import PAUSE_AFTER
 from cluster_core.query.plan import Traverse
 from cluster_core.query.predicates import encode_where
 from cluster_core.query.results import Answer, Row, TraversedEdge, TraversedVertex
 from cluster_core.query.tasks import Stored
+from cluster_core.query.work import PAUSE_AFTER
 from cluster_core.types import Digest
 
 __all__ = ["traverse"]

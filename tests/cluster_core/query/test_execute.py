@@ -15,7 +15,6 @@ from cluster_core.graph.entities import Edge, Vertex
 from cluster_core.query import gather
 from cluster_core.query.cursor import cursor_timestamp
 from cluster_core.query.host import ReadAgain, ReadPoint
-from cluster_core.query.local import PAUSE_AFTER
 from cluster_core.query.plan import (
     Block,
     Comparison,
@@ -31,6 +30,7 @@ from cluster_core.query.plan import (
     Traverse,
 )
 from cluster_core.query.results import BlockRow, CountRow, PathRow, TraversedVertex
+from cluster_core.query.work import PAUSE_AFTER
 from cluster_core.types import Digest
 from tests.cluster_core.query.two_nodes import PARTITIONS, TwoNodes
 
@@ -446,6 +446,14 @@ async def test_statistics_say_what_was_read_where(cluster: TwoNodes) -> None:
     assert statistics.scanned == 11
     assert statistics.elapsed_ms > 0
     assert statistics.index is None
+
+
+async def test_via_is_the_smallest_edge_from_the_depth_before(cluster: TwoNodes) -> None:
+    start, far = [cluster.add_vertex() for _ in range(6)], cluster.add_vertex()
+    edges = [cluster.add_edge(label, each, far) for each in start for label in ("K", "L")]
+    for first in (start, start[::-1]):
+        (row,) = (await cluster.ask(Traverse(start=tuple(first)))).rows
+        assert cast("TraversedVertex", row).via == min(edges)
 
 
 async def test_rows_at_depth_zero_are_the_start(cluster: TwoNodes) -> None:
