@@ -17,6 +17,7 @@ from app.schemas.operations import (
     WriteParameters,
 )
 from app.schemas.problems import problems
+from app.schemas.values import CID_PATTERN
 
 __all__ = ["router"]
 
@@ -28,12 +29,17 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=256,
+        json_schema_extra={"pattern": "^[ -~]+$"},
         description="Makes a retry safe: the same key gives the first answer and writes nothing.",
     ),
 ]
 IfMatch = Annotated[
     str | None,
-    Header(alias="If-Match", description='`"<version>"`: means the same as `if_version`.'),
+    Header(
+        alias="If-Match",
+        description='`"<version>"`: means the same as `if_version`.',
+        json_schema_extra={"pattern": f'^"{CID_PATTERN}"$'},
+    ),
 ]
 
 _HEADERS: Final[dict[str, Any]] = {

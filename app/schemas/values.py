@@ -24,6 +24,7 @@ from cluster_core.graph.values import (
 
 __all__ = [
     "CID_EXAMPLE",
+    "CID_PATTERN",
     "COUNT_MAX",
     "TIMESTAMP_EXAMPLE",
     "VERSION_EXAMPLE",
@@ -78,6 +79,8 @@ class AnswerModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+CID_PATTERN: Final = "bafyrei[a-h][a-z2-7]{50}[aeimquy4]"
+
 CidText = Annotated[
     str,
     WithJsonSchema(
@@ -85,7 +88,7 @@ CidText = Annotated[
             "type": "string",
             "title": "CID",
             "description": "A CID of this database: CIDv1, dag-cbor, sha2-256, base32.",
-            "pattern": "^bafyrei[a-h][a-z2-7]{50}[aeimquy4]$",
+            "pattern": f"^{CID_PATTERN}$",
             "examples": [CID_EXAMPLE],
         }
     ),

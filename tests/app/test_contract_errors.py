@@ -413,5 +413,14 @@ async def test_an_answer_never_mirrors_megabytes(client: httpx.AsyncClient) -> N
         assert len(answer.content) < 3_000
 
 
+async def test_of_many_mistakes_the_first_ones_are_listed(client: httpx.AsyncClient) -> None:
+    unknown = create(**{f"field{i}": 1 for i in range(100)})
+    problem = check_problem(await client.post(OPERATIONS, json=unknown), 422, "invalid_request")
+    assert [e["where"] for e in problem["errors"]] == [f"field{i}" for i in range(20)]
+    wrong = create(properties={f"p{i}": {} for i in range(100)})
+    problem = check_problem(await client.post(OPERATIONS, json=wrong), 422, "invalid_request")
+    assert len(problem["errors"]) == 20
+
+
 async def test_after_all_of_this_the_node_lives(client: httpx.AsyncClient) -> None:
     assert (await client.post(OPERATIONS, json=create())).status_code == 201
