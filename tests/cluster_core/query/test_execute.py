@@ -296,16 +296,17 @@ async def test_a_path_that_a_bound_hides_is_an_error_and_not_no_path(
 
 async def test_a_heavier_way_with_fewer_edges_may_be_the_only_one(cluster: TwoNodes) -> None:
     """The lightest way to the middle has too many edges to go on from there."""
-    a, b, c, d = (cluster.add_vertex() for _ in range(4))
+    a, b, c, d, e = (cluster.add_vertex() for _ in range(5))
     cluster.add_edge("K", a, b, w=1)
     cluster.add_edge("K", b, c, w=1)
     cluster.add_edge("K", a, c, w=5)
     cluster.add_edge("K", c, d, w=1)
+    cluster.add_edge("K", d, e, w=1)
     lengths = []
-    for max_depth in (3, 2, 1):
-        query = ShortestPath(source=a, target=d, weight="w", max_depth=max_depth)
+    for max_depth in (4, 3, 2):
+        query = ShortestPath(source=a, target=e, weight="w", max_depth=max_depth)
         lengths.append([cast("PathRow", row).length for row in (await cluster.ask(query)).rows])
-    assert lengths == [[3], [6], []]
+    assert lengths == [[4], [7], []]
 
 
 @pytest.mark.parametrize("weight", [-1, "heavy", True])
