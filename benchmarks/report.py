@@ -85,16 +85,16 @@ def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample]) -> str:
 
 
 _FAILOVER_ROWS: Final[tuple[tuple[str, Callable[[Failover], float | None]], ...]] = (
-    ("any write acknowledged", lambda failover: failover.first),
-    ("what the dead node led: first write", lambda failover: failover.first_orphaned),
-    ("what the dead node led: all of it", lambda failover: failover.all_orphaned),
+    ("first write at all", lambda failover: failover.first),
+    ("first to what the dead led", lambda failover: failover.first_orphaned),
+    ("all that the dead led", lambda failover: failover.all_orphaned),
 )
 
 
 def _failover_table(results: dict[str, Series]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     kills = max(len(series.failovers) for series in results.values())
-    table.add_column(f"ms after kill -9 of the leader ({kills} kills)")
+    table.add_column(f"ms after kill -9 of the leader, {kills}x")
     for name in results:
         table.add_column(name, justify="right")
         table.add_column("range", justify="right", style="dim")
