@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
@@ -57,8 +58,9 @@ def run(
         assert result.ok, result.report
     except Exception as error:
         tail = "\n".join(worlds[0].trace[-_TRACE_LINES:]) if worlds else ""
+        where = "".join(traceback.format_tb(error.__traceback__)[-2:])
         raise AssertionError(
-            f"seed {seed}: {error}\nreplay: python -m tests.simulation --first {seed} --count 1"
+            f"seed {seed}: {error!r}\n{where}replay: python -m tests.simulation --first {seed} --count 1"
             f"\nthe end of its trace:\n{tail}"
         ) from error
     return Run(world, history)
