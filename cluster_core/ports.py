@@ -85,9 +85,7 @@ class Engine(Protocol):
         """The first pair with ``begin <= key < end``."""
         ...
 
-    def scan(
-        self, family: int, begin: bytes, end: bytes, *, reverse: bool = False
-    ) -> Scan:
+    def scan(self, family: int, begin: bytes, end: bytes, *, reverse: bool = False) -> Scan:
         """The pairs with ``begin <= key < end``, in key order, as of the moment of the call."""
         ...
 

@@ -272,6 +272,7 @@ class Reads:
         for replica, term in zip(replicas, terms, strict=True):
             if replica.evaluation is None or replica.raft.term != term:
                 raise NoLeader("leadership was lost; ask again")
+            self._router.host.tell_commit(replica)
         applied = max(replica.applied_timestamp for replica in replicas)
         groups = [replica.group for replica in replicas]
         return _Points(applied, dict(zip(groups, indexes, strict=True)))

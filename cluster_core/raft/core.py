@@ -32,7 +32,8 @@ Replication (§5.3, D §10.2)
 Commitment (§5.4.2)
     Durable on a quorum *and* of the leader's own term; then everything before it is committed as
     well. The leader's own copy counts when its disk says so (D §10.2.1). A new leader appends an
-    empty entry (§8), and until that is committed answers no reads.
+    empty entry (§8), and until that is committed answers no reads. Followers learn of it with the
+    next Append or heartbeat, or from a notice that asks for no answer (:meth:`Raft.tell_commit`).
 
 Reads (D §6.4)
     ReadIndex rounds, see ``read_only.py``. No clock is trusted.
@@ -53,7 +54,7 @@ from typing import Any, Final
 
 from cluster_core.config import RaftConfig
 from cluster_core.ports import Random
-from cluster_core.raft.log import LogReader, RaftLog, entry_bytes
+from cluster_core.raft.log import LogReader, RaftLog
 from cluster_core.raft.progress import Inflights, Progress, ProgressState
 from cluster_core.raft.quorum import Configuration, VoteResult
 from cluster_core.raft.read_only import ReadRounds, ReadState
@@ -62,6 +63,7 @@ from cluster_core.types import GroupId, ReplicaId
 from cluster_core.wire.messages import (
     Append,
     AppendReply,
+    Commit,
     Entry,
     HardState,
     Heartbeat,
@@ -144,8 +146,8 @@ class Raft:
         "_round_of",
         "_timeout",
         "_transfer_elapsed",
-        "_uncommitted_bytes",
         "_votes",
+        "commit_untold",
         "configuration",
         "group",
         "leader",
@@ -210,12 +212,12 @@ class Raft:
         progress = self._progress
         self._match_of: Callable[[ReplicaId], int] = lambda member: progress[member].match
         self._round_of: Callable[[ReplicaId], int] = lambda member: progress[member].round_acked
-        self._uncommitted_bytes = 0
-        """Bytes proposed in this term above the commit index."""
         self._reads = ReadRounds()
 
+        self.commit_untold = False
+        """As a leader: something was committed since :meth:`tell_commit`."""
         self._append_due = False
-        """Some peer is to get entries, a new commit index or a probe."""
+        """Some peer is to get entries or a probe."""
         self._heartbeat_due = False
         self._messages: list[Message] = []
         self._messages_after_persist: list[Message] = []
@@ -269,8 +271,10 @@ class Raft:
 
     @property
     def uncommitted_bytes(self) -> int:
-        """Bytes proposed in this term and not committed yet."""
-        return self._uncommitted_bytes
+        """Bytes of what was proposed in this term and is not committed yet."""
+        if self.role is not Role.LEADER:
+            return 0
+        return self._log.bytes_from(max(self._log.committed, self.term_start) + 1)
 
     def match_index(self, replica: ReplicaId) -> int:
         """As a leader: up to where ``replica`` has the log on its disk, as far as we know."""
@@ -292,7 +296,7 @@ class Raft:
             return Refusal.NOT_LEADER
         if self.transferee:
             return Refusal.TRANSFERRING
-        if self._uncommitted_bytes >= self._config.uncommitted_bytes_max:
+        if self.uncommitted_bytes >= self._config.uncommitted_bytes_max:
             return Refusal.TOO_MANY_UNCOMMITTED
         return None
 
@@ -309,7 +313,6 @@ class Raft:
             raise ProposalRefused(reason)
         index = self._log.last_index + 1
         self._log.append(Entry(self.term, index, data))
-        self._uncommitted_bytes += len(data)
         self._append_due = True
         return index, self.term
 
@@ -341,6 +344,23 @@ class Raft:
         if self.role is not Role.LEADER:
             self.leader = NOBODY
 
+    def tell_commit(self) -> None:
+        """Tell the followers how far the log is committed, those that do not know it yet.
+
+        The host calls this a little after :attr:`commit_untold`: the next Append may well say it
+        for nothing. Heartbeats say it too.
+        """
+        self.commit_untold = False
+        if self.role is not Role.LEADER:
+            return
+        for peer in self._peers:
+            commit = min(peer.match, self._log.committed)
+            if commit > peer.commit_sent:
+                peer.commit_sent = commit
+                self._messages.append(
+                    Commit(self.group, self.replica, peer.replica, self.term, commit)
+                )
+
     def transfer_leadership(self, target: ReplicaId) -> None:
         """Hand the leadership to the voter ``target`` (D §3.10), within an election time-out.
 
@@ -352,8 +372,9 @@ class Raft:
             return
         self.transferee = target
         self._transfer_elapsed = 0
-        self._append_due = True
-        self._try_transfer(self._progress[target])
+        peer = self._progress[target]
+        peer.ask = self._append_due = True
+        self._try_transfer(peer)
 
     def peer_unreachable(self, replica: ReplicaId) -> None:
         """The stream to ``replica`` broke: what was sent ahead is taken for lost."""
@@ -503,9 +524,9 @@ class Raft:
         self._elapsed = 0
         self._timeout = self._draw_timeout()
         self._votes.clear()
-        self._uncommitted_bytes = 0
         self._append_due = False
         self._heartbeat_due = False
+        self.commit_untold = False
 
     def _draw_timeout(self) -> int:
         """§5.2: random, so that split votes are rare."""
@@ -648,23 +669,23 @@ class Raft:
 
     def _send_appends(self, peer: Progress) -> None:
         """Everything that ``peer`` lacks, as far as its state and the bounds allow."""
+        last_index = self._log.last_index
         if peer.state is ProgressState.PROBE:
             if not peer.probe_sent:
-                self._send_append(peer, with_entries=peer.next <= self._log.last_index)
+                self._send_append(peer, self._entries_for(peer) if peer.next <= last_index else ())
             return
-        while peer.next <= self._log.last_index and not peer.inflights.full:
-            self._send_append(peer, with_entries=True)
-        if peer.ask or peer.commit_sent < min(self._log.committed, peer.next - 1):
-            self._send_append(peer, with_entries=False)
+        while peer.next <= last_index and not peer.inflights.full:
+            self._send_append(peer, self._entries_for(peer))
+        if peer.ask:
+            self._send_append(peer, ())
 
-    def _send_append(self, peer: Progress, *, with_entries: bool) -> None:
+    def _entries_for(self, peer: Progress) -> tuple[Entry, ...]:
+        log = self._log
+        return log.entries(peer.next, log.last_index + 1, self._config.append_bytes_max)
+
+    def _send_append(self, peer: Progress, entries: tuple[Entry, ...]) -> None:
         log = self._log
         prev_index = peer.next - 1
-        entries: tuple[Entry, ...] = ()
-        size = 0
-        if with_entries:
-            entries = log.entries(peer.next, log.last_index + 1, self._config.append_bytes_max)
-            size = sum([entry_bytes(entry) for entry in entries])
         last = prev_index + len(entries)
         commit = min(log.committed, last)
         self._messages.append(
@@ -679,7 +700,7 @@ class Raft:
                 entries,
             )
         )
-        peer.sent(last, size, commit)
+        peer.sent(last, log.size_of(entries) if entries else 0, commit)
 
     def _send_heartbeat(self, peer: Progress) -> None:
         """Commits no more than what ``peer`` surely has: a heartbeat checks no log."""
@@ -705,9 +726,12 @@ class Raft:
         assert message.index <= self._log.last_index, "acknowledged what we never had"
         if not peer.acked(message.index):
             return
-        self._try_commit()
-        if peer.next <= self._log.last_index or peer.commit_sent < self._log.committed:
+        if message.index > self._log.committed:
+            self._try_commit()
+        if peer.next <= self._log.last_index:
             self._append_due = True
+        if peer.commit_sent < min(peer.match, self._log.committed):
+            self.commit_untold = True
         self._try_transfer(peer)
 
     def _on_rejection(self, peer: Progress, message: AppendReply) -> None:
@@ -782,6 +806,10 @@ class Raft:
             )
         )
 
+    def _on_commit(self, message: Commit) -> None:
+        self._follow(message.source)
+        self._log.commit_to(message.commit)
+
     def _on_heartbeat(self, message: Heartbeat) -> None:
         self._follow(message.source)
         self._log.commit_to(message.commit)
@@ -797,11 +825,8 @@ class Raft:
         index = self.configuration.committed(self._match_of)
         if index <= log.committed or index < self.term_start:
             return
-        own_low = max(log.committed + 1, self.term_start)
-        self._uncommitted_bytes -= log.data_bytes(own_low, index + 1)
-        assert self._uncommitted_bytes >= 0
         log.commit_to(index)
-        self._append_due = bool(self._peers)
+        self.commit_untold = bool(self._peers)
 
     def _confirm_reads(self) -> None:
         if self._reads.unconfirmed:
@@ -829,4 +854,5 @@ _STEPS: Final[dict[type, Callable[[Raft, Any], None]]] = {
     Vote: Raft._on_vote,
     VoteReply: Raft._on_vote_reply,
     TimeoutNow: Raft._on_timeout_now,
+    Commit: Raft._on_commit,
 }

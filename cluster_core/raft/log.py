@@ -14,7 +14,9 @@ a quorum has it on its disks.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
+from itertools import accumulate
 from typing import Final, Protocol
 
 from cluster_core.wire.messages import Entry
@@ -75,13 +77,14 @@ class RaftLog:
     """
 
     __slots__ = (
+        "_before_bytes",
         "_before_term",
-        "_bytes",
         "_cache_bytes_max",
         "_first",
         "_handed",
         "_handed_committed",
         "_reader",
+        "_sums",
         "_window",
         "_writes",
         "applied",
@@ -108,7 +111,11 @@ class RaftLog:
         """Index of the first entry of the window, or where it will be."""
         self._before_term = self.last_term
         """Term of the entry before the window: the ``prev_term`` that is asked for most."""
-        self._bytes = 0
+        self._sums: list[int] = []
+        """For each entry of the window, :func:`entry_bytes` of all up to it. Only differences mean
+        something: the size of any range is one subtraction, a split by bytes one bisection."""
+        self._before_bytes = 0
+        """The sum before the window."""
         self._handed = last
         """Entries up to here were handed out to be written."""
         self._handed_committed = applied
@@ -164,23 +171,25 @@ class RaftLog:
             assert older[0].index == low
             assert older[-1].index < high
             return tuple(older)
-        start = low - self._first
-        window = self._window
-        if self._bytes <= bytes_max:
-            return tuple(window[start : high - self._first])
-        end = start + 1
-        size = entry_bytes(window[start])
-        for end in range(start + 1, high - self._first):
-            size += entry_bytes(window[end])
-            if size > bytes_max:
-                return tuple(window[start:end])
-        return tuple(window[start : high - self._first])
+        start, end = low - self._first, high - self._first
+        fitting = bisect_right(self._sums, self._sum_before(low) + bytes_max, start, end)
+        return tuple(self._window[start : max(start + 1, fitting)])
 
-    def data_bytes(self, low: int, high: int) -> int:
-        """Bytes of data in ``low <= index < high``, all of it in the window."""
+    def size_of(self, entries: tuple[Entry, ...]) -> int:
+        """Bytes of ``entries``, which :meth:`entries` returned."""
+        low = entries[0].index
+        if low < self._first:
+            return sum(map(entry_bytes, entries))
+        return self._sum_before(low + len(entries)) - self._sum_before(low)
+
+    def bytes_from(self, low: int) -> int:
+        """Bytes of all entries from ``low`` on, all of them in the window."""
         assert low >= self._first
-        first = self._first
-        return sum([len(entry.data) for entry in self._window[low - first : high - first]])
+        return self._sum_before(self.last_index + 1) - self._sum_before(low)
+
+    def _sum_before(self, index: int) -> int:
+        place = index - self._first
+        return self._sums[place - 1] if place else self._before_bytes
 
     # -- Appending -------------------------------------------------------------------------------
 
@@ -189,7 +198,7 @@ class RaftLog:
         assert entry.index == self.last_index + 1
         assert entry.term >= self.last_term
         self._window.append(entry)
-        self._bytes += entry_bytes(entry)
+        self._sums.append(self._sum_before(entry.index) + entry_bytes(entry))
         self.last_index = entry.index
         self.last_term = entry.term
 
@@ -209,8 +218,10 @@ class RaftLog:
             assert entries[0].index == self.last_index + 1
             assert entries[-1].index == self.last_index + len(entries)
             assert entries[-1].term >= entries[0].term >= self.last_term
+            sums = accumulate(map(entry_bytes, entries), initial=self._sum_before(entries[0].index))
+            next(sums)
+            self._sums += sums
             self._window += entries
-            self._bytes += sum([entry_bytes(entry) for entry in entries])
             self.last_index = entries[-1].index
             self.last_term = entries[-1].term
         return True
@@ -227,12 +238,11 @@ class RaftLog:
         assert index > self.committed, "a committed entry is never replaced"
         last_term = self.term(index - 1)
         if index >= self._first:
-            keep = index - self._first
-            self._bytes -= sum([entry_bytes(entry) for entry in self._window[keep:]])
-            del self._window[keep:]
+            del self._window[index - self._first :]
+            del self._sums[index - self._first :]
         else:
             self._window.clear()
-            self._bytes = 0
+            self._sums.clear()
             self._first = index
             self._before_term = last_term
         self.last_index = index - 1
@@ -306,14 +316,15 @@ class RaftLog:
 
         Down to half of the bound, so that the list is moved seldom.
         """
-        if self._bytes <= self._cache_bytes_max:
+        held = self.bytes_from(self._first)
+        if held <= self._cache_bytes_max:
             return
-        droppable = min(self.persisted, self.applied) + 1 - self._first
-        dropped = 0
-        while dropped < droppable and self._bytes > self._cache_bytes_max // 2:
-            self._bytes -= entry_bytes(self._window[dropped])
-            dropped += 1
-        if dropped:
+        unneeded = min(self.persisted, self.applied) + 1 - self._first
+        surplus = self._before_bytes + held - self._cache_bytes_max // 2
+        dropped = min(unneeded, bisect_right(self._sums, surplus))
+        if dropped > 0:
             self._before_term = self._window[dropped - 1].term
+            self._before_bytes = self._sums[dropped - 1]
             self._first += dropped
             del self._window[:dropped]
+            del self._sums[:dropped]

@@ -38,6 +38,11 @@ log = logging.getLogger("kotoba.replication")
 
 CEILING_KEY: Final = keys.NODE_SCOPE + b"clock-ceiling"
 
+COMMIT_NOTICE_S: Final = 0.01
+"""How long after a commitment followers are told, when no Append has told them by then. What it
+delays is reads at followers and change events there; a notice at once would cost a single write as
+much again as its replication."""
+
 FAILOVER_ATTEMPTS: Final = 5
 """Pre-votes after a broken stream before a group falls back to its election timeout."""
 
@@ -91,6 +96,8 @@ class ReplicationHost:
         self._tick_task: asyncio.Task[None] | None = None
         self._failovers: dict[GroupId, asyncio.TimerHandle] = {}
         self._leaders: dict[GroupId, tuple[ReplicaId, int]] = {}
+        self._untold: dict[GroupId, Replica] = {}
+        """Groups led here whose followers have not been told of the last commitments."""
         self._closed = False
 
     def add(
@@ -255,8 +262,27 @@ class ReplicationHost:
                 self._note_leader(replica)
             if replica.raft.has_ready():
                 self.mark(replica)
+            if replica.raft.commit_untold:
+                self._tell_soon(replica)
         if unsynced and self._sync_task is None:
             self._sync_task = asyncio.get_running_loop().create_task(self._sync_all())
+
+    def _tell_soon(self, replica: Replica) -> None:
+        """Followers need not know at once: most learn it from the next Append for nothing."""
+        if not self._untold:
+            asyncio.get_running_loop().call_later(COMMIT_NOTICE_S, self._tell_commits)
+        self._untold[replica.group] = replica
+
+    def _tell_commits(self) -> None:
+        untold, self._untold = self._untold, {}
+        for replica in untold.values():
+            self.tell_commit(replica)
+
+    def tell_commit(self, replica: Replica) -> None:
+        """Let the followers of ``replica`` know what is committed, now."""
+        replica.raft.tell_commit()
+        if replica.raft.has_ready():
+            self.mark(replica)
 
     def _route(
         self,

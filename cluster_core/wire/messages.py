@@ -110,4 +110,20 @@ class TimeoutNow(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):
     term: int
 
 
-Message = Append | AppendReply | Heartbeat | HeartbeatReply | Vote | VoteReply | TimeoutNow
+class Commit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
+    """The leader's commit index, as far as ``target`` surely has the log; asks for no answer.
+
+    An Append carries it too, but a group at rest has none to send, and an empty Append for every
+    commitment would double what a single write costs.
+    """
+
+    group: GroupId
+    source: ReplicaId
+    target: ReplicaId
+    term: int
+    commit: int
+
+
+Message = (
+    Append | AppendReply | Heartbeat | HeartbeatReply | Vote | VoteReply | TimeoutNow | Commit
+)

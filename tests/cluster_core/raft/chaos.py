@@ -272,6 +272,8 @@ class Chaos:
 
     def take(self) -> None:
         replica = self.any()
+        if replica.raft.commit_untold and self.random.random() < 0.5:
+            replica.raft.tell_commit()
         if replica.raft.has_ready():
             replica.take()
 

@@ -154,7 +154,9 @@ class Replica:
 
     def work(self) -> None:
         """Handle Readys until there is none."""
-        while self.raft.has_ready():
+        while self.raft.has_ready() or self.raft.commit_untold:
+            if self.raft.commit_untold:
+                self.raft.tell_commit()
             self.take()
             if not self.slow:
                 self.persist()

@@ -34,6 +34,7 @@ from cluster_core.raft import NotLeading, ProposalRefused, Ready
 from cluster_core.wire.messages import (
     Append,
     AppendReply,
+    Commit,
     Entry,
     HardState,
     Heartbeat,
@@ -283,6 +284,8 @@ def describe(message: Message) -> str:
             return f"{way}: {'yes' if message.granted else 'no'}"
         case TimeoutNow():
             return way
+        case Commit():
+            return f"{way}: up to {message.commit}"
 
 
 def _name(message: Message) -> str:
