@@ -641,6 +641,8 @@ class Raft:
         if self._heartbeat_elapsed >= self._config.heartbeat_ticks:
             self._heartbeat_elapsed = 0
             self._heartbeat_due = bool(self._peers)
+            for peer in self._peers:
+                peer.beat()
 
     def _heard_quorum(self) -> bool:
         """Whether a quorum answered since the last time; starts the next period."""
@@ -749,13 +751,7 @@ class Raft:
             return
         peer = self._progress[message.source]
         peer.recent_active = True
-        if peer.state is ProgressState.PROBE:
-            peer.probe_sent = False
-            self._append_due = True
-        elif peer.match < self._log.last_index:
-            # The peer is there, yet it has not acknowledged everything: it is slow, or the last
-            # Append was lost. An Append that checks the end of what was sent finds out.
-            peer.ask = True
+        if peer.answered_beat():
             self._append_due = True
         if message.round > peer.round_acked:
             peer.round_acked = message.round

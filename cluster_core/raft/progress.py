@@ -84,6 +84,7 @@ class Progress:
         "recent_active",
         "replica",
         "round_acked",
+        "stalled",
         "state",
     )
 
@@ -104,6 +105,8 @@ class Progress:
         """PROBE: an Append is on its way, the next one waits."""
         self.ask = False
         """REPLICATE: an Append is due even if it is empty, to find out what was lost."""
+        self.stalled = False
+        """At the last heartbeat something was unanswered, and nothing of it was answered since."""
         self.commit_sent = 0
         """The highest commit index that the peer was told of, as far as the leader can know."""
         self.recent_active = False
@@ -118,6 +121,7 @@ class Progress:
         self.next = self.match + 1
         self.probe_sent = False
         self.ask = False
+        self.stalled = False
         self.commit_sent = 0
         self.inflights.clear()
 
@@ -139,6 +143,7 @@ class Progress:
             self.become_replicate()
         else:
             self.inflights.free_to(index)
+        self.stalled = False
         assert 0 <= self.match < self.next
         return True
 
@@ -167,3 +172,19 @@ class Progress:
             self.next = last_index + 1
         self.ask = False
         self.commit_sent = commit
+
+    def beat(self) -> None:
+        """The regular heartbeat is sent now: its answer will tell whether what is out is lost."""
+        self.stalled = self.probe_sent or self.match < self.next - 1
+
+    def answered_beat(self) -> bool:
+        """The peer answered a heartbeat. Whether an Append is due, to find out what is lost.
+
+        It hears us, so what was out before the heartbeat was lost, unless its disk is slow. Asked
+        at most once a heartbeat, for read-index rounds come as often as there are reads.
+        """
+        if self.stalled:
+            self.stalled = False
+            self.probe_sent = False
+            self.ask = self.state is ProgressState.REPLICATE
+        return self.ask or (self.state is ProgressState.PROBE and not self.probe_sent)

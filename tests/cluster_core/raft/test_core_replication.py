@@ -321,6 +321,7 @@ class TestFlowControl:
         raft.propose(b"y")
         group[1].work()
         assert appends(group, 2) == []
+        raft.tick()
         raft.step(HeartbeatReply(GROUP, 2, 1, 1))
         group[1].work()
         assert [(m.prev_index, len(m.entries)) for m in appends(group, 2)] == [(1, 2)]
@@ -393,6 +394,19 @@ class TestFlowControl:
         assert data_of(group[2].applied) == []
         group.tick()
         assert data_of(group[2].applied) == [b"lost"]
+
+    def test_read_rounds_ask_for_nothing_that_the_last_heartbeat_did_not_ask_for(self) -> None:
+        """They come as often as there are reads, while writes are under way."""
+        group = Group()
+        raft = leader_of(group)
+        raft.propose(b"x")
+        group[1].work()
+        assert len(appends(group, 2)) == 1
+        raft.tick()
+        for asked in (1, 0, 0):
+            raft.step(HeartbeatReply(GROUP, 2, 1, 1))
+            group[1].work()
+            assert len(appends(group, 2)) == asked
 
     def test_a_lost_answer_is_asked_for_again(self) -> None:
         group = Group()

@@ -131,3 +131,26 @@ def test_inflights_are_bounded_by_bytes_which_one_message_may_pass() -> None:
     assert flight.full
     flight.free_to(2)
     assert (len(flight), flight.bytes) == (0, 0)
+
+
+def test_what_is_unanswered_for_a_whole_heartbeat_is_asked_for_once() -> None:
+    made = replicating(5)
+    made.sent(6, 10, 5)
+    assert not made.answered_beat(), "it may have left after the heartbeat"
+    made.beat()
+    assert made.answered_beat()
+    made.sent(6, 0, 5)
+    assert not made.answered_beat()
+    made.beat()
+    assert made.acked(6)
+    assert not made.answered_beat()
+
+
+def test_a_probe_that_is_unanswered_for_a_whole_heartbeat_is_sent_again() -> None:
+    made = progress()
+    assert made.answered_beat(), "none is on its way"
+    made.sent(5, 0, 0)
+    assert not made.answered_beat()
+    made.beat()
+    assert made.answered_beat()
+    assert not made.probe_sent
