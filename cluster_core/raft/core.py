@@ -113,8 +113,8 @@ class Raft:
     """One replica of one group. Synchronous and pure: it knows no clock, no disk, no network.
 
     The host calls the methods below in any order, and after any of them :meth:`ready` while
-    :meth:`has_ready`, doing what the contract of :class:`Ready` says. Attributes without an
-    underscore are for reading.
+    :meth:`has_ready`, doing what the contract of :class:`Ready` says; and :meth:`tell_commit` a
+    little after :attr:`commit_untold`. Attributes without an underscore are for reading.
 
     ``hard_state`` and ``log`` are what the disk held when the process started, ``applied`` the
     index up to which the state machine on the same disk had applied: commitment is recovered from
@@ -176,6 +176,7 @@ class Raft:
         self.replica = replica
         self.configuration = Configuration.of(voters, learners)
         assert replica in self.configuration.members
+        assert 0 < config.heartbeat_ticks < config.election_ticks
         self._config = config
         self._random = random
         self._log = RaftLog(log, applied, config.log_cache_bytes_max)
@@ -373,7 +374,8 @@ class Raft:
         self.transferee = target
         self._transfer_elapsed = 0
         peer = self._progress[target]
-        peer.ask = self._append_due = True
+        if peer.match < self._log.last_index:
+            peer.ask = self._append_due = True
         self._try_transfer(peer)
 
     def peer_unreachable(self, replica: ReplicaId) -> None:
@@ -394,7 +396,7 @@ class Raft:
         """
         if self._log.persisted_to(index, term) and self.role is Role.LEADER:
             self._own.acked(self._log.persisted)
-            self._try_commit()
+            self._try_commit(self._log.persisted)
 
     def applied_to(self, index: int) -> None:
         """The state machine has applied everything up to ``index``."""
@@ -580,7 +582,7 @@ class Raft:
             or (self.vote == NOBODY and self.leader == NOBODY)
             or message.term > self.term  # a rehearsal in a term that we have not entered
         )
-        up_to_date = self._log.is_behind_or_equal(message.last_index, message.last_term)
+        up_to_date = self._log.is_up_to_date(message.last_index, message.last_term)
         if not (free and up_to_date):
             self._messages.append(self._vote_reply(message, self.term, granted=False))
         elif message.pre:
@@ -728,8 +730,7 @@ class Raft:
         assert message.index <= self._log.last_index, "acknowledged what we never had"
         if not peer.acked(message.index):
             return
-        if message.index > self._log.committed:
-            self._try_commit()
+        self._try_commit(message.index)
         if peer.next <= self._log.last_index:
             self._append_due = True
         if peer.commit_sent < min(peer.match, self._log.committed):
@@ -815,9 +816,14 @@ class Raft:
 
     # -- Commitment (§5.4.2) and reads (D §6.4) --------------------------------------------------
 
-    def _try_commit(self) -> None:
-        """Commit what a quorum has, from the first entry of our own term on."""
+    def _try_commit(self, acked: int) -> None:
+        """Commit what a quorum has, from the first entry of our own term on.
+
+        ``acked`` was just acknowledged by somebody: that can commit nothing beyond it.
+        """
         log = self._log
+        if acked <= log.committed:
+            return
         index = self.configuration.committed(self._match_of)
         if index <= log.committed or index < self.term_start:
             return

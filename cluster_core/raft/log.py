@@ -140,8 +140,8 @@ class RaftLog:
             return index == self.last_index and term == self.last_term
         return self.term(index) == term
 
-    def is_behind_or_equal(self, last_index: int, last_term: int) -> bool:
-        """Whether a log that ends so is at least as up-to-date as ours (§5.4.1)."""
+    def is_up_to_date(self, last_index: int, last_term: int) -> bool:
+        """Whether a candidate's log that ends so is at least as up-to-date as ours (§5.4.1)."""
         return (last_term, last_index) >= (self.last_term, self.last_index)
 
     def last_at_most(self, index: int, term: int) -> int:

@@ -58,11 +58,11 @@ def test_a_seed_is_one_run() -> None:
 def counts_old_terms(patch: pytest.MonkeyPatch) -> None:
     """Commits entries of older terms by counting (against §5.4.2)."""
 
-    def careless(self: Raft) -> None:
+    def careless(self: Raft, _acked: int) -> None:
         index = self.configuration.committed(self._match_of)
         if index > self._log.committed:
             self._log.commit_to(index)
-            self._append_due = True
+            self.commit_untold = True
 
     patch.setattr(Raft, "_try_commit", careless)
 
@@ -80,16 +80,16 @@ def votes_twice(patch: pytest.MonkeyPatch) -> None:
 
 def ignores_logs(patch: pytest.MonkeyPatch) -> None:
     """Votes for candidates that lack entries (against §5.4.1)."""
-    patch.setattr(RaftLog, "is_behind_or_equal", lambda *_: True)
+    patch.setattr(RaftLog, "is_up_to_date", lambda *_: True)
 
 
 def counts_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
     """The leader takes what it has appended for durable (against D §10.2.1)."""
     original = Raft._try_commit
 
-    def hasty(self: Raft) -> None:
+    def hasty(self: Raft, acked: int) -> None:
         self._own.acked(self._log.last_index)
-        original(self)
+        original(self, acked)
 
     patch.setattr(Raft, "_try_commit", hasty)
 
