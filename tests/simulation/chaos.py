@@ -75,11 +75,18 @@ class Chaos:
                 node.start()
 
     async def _crash_all(self) -> None:
+        """The power fails everywhere, sometimes while the disks have fallen behind."""
+        if self.random.random() < 0.5:
+            source = self.random
+            for node in self.world.nodes:
+                node.disk.sync_delay = lambda: source.uniform(0.05, 0.5)
+            await asyncio.sleep(self._some_time(2))
         for node in self.world.nodes:
             if node.alive:
                 await node.crash()
         await asyncio.sleep(self._some_time(1))
         for node in self.world.nodes:
+            node.disk.sync_delay = node.normal_sync_delay
             await asyncio.sleep(self._some_time(1))
             if not node.alive:
                 node.start()

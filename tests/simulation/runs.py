@@ -41,7 +41,7 @@ class Run:
 
 
 def run(
-    seed: int, *, seconds: float = 15.0, clients: int = 4, chaos: bool = True, pace: float = 1.0
+    seed: int, *, seconds: float = 15.0, clients: int = 6, chaos: bool = True, pace: float = 1.0
 ) -> Run:
     """Run ``seed``. Raises an AssertionError that begins with the seed when anything is wrong."""
     history = History()
@@ -54,7 +54,7 @@ def run(
     try:
         world = simulate(seed, scenario)
         assert not world.failures, "\n".join(world.failures)
-        result = check(history.events, EntityModel())
+        result = check(history.with_cascades(), EntityModel())
         assert result.ok, result.report
     except Exception as error:
         tail = "\n".join(worlds[0].trace[-_TRACE_LINES:]) if worlds else ""

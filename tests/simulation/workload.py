@@ -19,6 +19,7 @@ import contextlib
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from cluster_core.cluster import KotobaCluster
@@ -54,8 +55,12 @@ __all__ = ["Client", "Entity", "History", "NotExecuted"]
 
 T = TypeVar("T")
 
-_ATTEMPT_MS: Final = 2_000
-"""Shorter than a partition of the network may last, so that retries meet all kinds of states."""
+_ATTEMPT_MS: Final = (100, 300, 1_000, 3_000)
+"""Patience of a client for one attempt: around every time-out inside, so that retries meet what
+they retry in every state."""
+
+_CROWD: Final = 6
+"""Everybody works on the newest few entities, so that operations meet."""
 
 _UNSURE = (OutcomeUnknown, Unreachable, StorageFailed, ProcessDied)
 
@@ -89,6 +94,8 @@ class History:
         self.entities: list[Entity] = []
         self.acknowledged: list[tuple[Any, OperationResult]] = []
         """Writes that were answered with success, each with its model action."""
+        self.detached: list[tuple[int, bytes]] = []
+        """Attempts to delete a vertex with its edges: when each began, and which."""
         self._position = 0
         self._values = 0
 
@@ -115,6 +122,28 @@ class History:
             )
         )
 
+    def with_cascades(self) -> list[Event]:
+        """All events, and for each edge the deletions that may have come with one of its ends.
+
+        Whether they did is left open: an operation of unknown outcome says just that.
+        """
+        edges = [entity for entity in self.entities if entity.kind == "edge"]
+        cascades = [
+            Event(
+                client="cascade",
+                key=edge.digest,
+                action=models.Delete(),
+                output=UNKNOWN,
+                call=call,
+                returned=None,
+                note=f"detaching {vertex[:4].hex()}",
+            )
+            for call, vertex in self.detached
+            for edge in edges
+            if vertex in (edge.source, edge.target)
+        ]
+        return self.events + cascades
+
     def alive(self, kind: Literal["vertex", "edge"]) -> list[Entity]:
         return [entity for entity in self.entities if entity.kind == kind and not entity.gone]
 
@@ -130,7 +159,7 @@ class Client:
         self.random = random.Random(f"{world.seed}/{name}")
         self._requests = 0
 
-    async def run(self, until: float, think: float = 0.05) -> None:
+    async def run(self, until: float, think: float = 0.03) -> None:
         """Do random things until virtual time ``until``."""
         while self.world.loop.time() < until:
             with contextlib.suppress(NotExecuted):
@@ -138,21 +167,25 @@ class Client:
             await asyncio.sleep(self.random.uniform(0, 2 * think))
 
     async def _do_something(self) -> None:
-        vertices, edges = self.history.alive("vertex"), self.history.alive("edge")
+        vertices = self.history.alive("vertex")[-_CROWD:]
+        edges = self.history.alive("edge")[-_CROWD:]
         kind = self.random.random()
-        if len(vertices) < 4 or kind < 0.10:
+        if len(vertices) < 3 or kind < 0.06:
             await self.create_vertex()
-        elif kind < 0.22:
-            source, target = self.random.choice(vertices), self.random.choice(vertices)
-            await self.create_edge(source, target)
-        elif kind < 0.57:
-            await self.read(self.random.choice(self.history.entities))
-        elif kind < 0.90 or not edges:
+        elif kind < 0.18:
+            await self.create_edge(self.random.choice(vertices), self.random.choice(vertices))
+        elif kind < 0.55:
+            await self.read(self.random.choice(self._recent(vertices + edges)))
+        elif kind < 0.87 or not edges:
             await self.update(self.random.choice(vertices + edges))
-        elif kind < 0.97:
+        elif kind < 0.96:
             await self.delete(self.random.choice(edges))
         else:
-            await self.delete(self.random.choice(vertices))
+            await self.delete(self.random.choice(vertices), detach=self.random.random() < 0.5)
+
+    def _recent(self, alive: list[Entity]) -> list[Entity]:
+        """What is alive, and what was not long ago."""
+        return alive + self.history.entities[-_CROWD:]
 
     # Operations.
 
@@ -188,7 +221,13 @@ class Client:
         entity = Entity(kind, result.digest, result.partition, [result.version], source, target)
         self._acknowledge(entity, models.Create(value), result, call, began, note)
         self.history.entities.append(entity)
+        await self._look_at(entity)
         return entity
+
+    async def _look_at(self, entity: Entity) -> None:
+        """At once after a write, while some replicas have not heard of it."""
+        if self.random.random() < 0.3:
+            await self.read(entity)
 
     async def update(self, entity: Entity) -> None:
         value = self.history.value()
@@ -206,9 +245,11 @@ class Client:
             )
         await self._change(entity, models.Update(value, expected), operation)
 
-    async def delete(self, entity: Entity) -> None:
+    async def delete(self, entity: Entity, *, detach: bool = False) -> None:
         if entity.kind == "vertex":
-            operation: Operation = DeleteNode(digest=entity.digest, detach=False)
+            if detach:
+                self.history.detached.append((self.history.position(), entity.digest))
+            operation: Operation = DeleteNode(digest=entity.digest, detach=detach)
         else:
             operation = DeleteEdge(digest=entity.digest, source=entity.source)
         await self._change(entity, models.Delete(), operation)
@@ -229,6 +270,7 @@ class Client:
             pass
         else:
             self._acknowledge(entity, action, result, call, began, note)
+            await self._look_at(entity)
             return
         self.history.add(self.name, entity.digest, action, output, call, note)
         self._note(began, note, f"{action} {entity.digest[:4].hex()} -> {output}")
@@ -257,8 +299,8 @@ class Client:
         query = Get(cids=(entity.digest,))
         try:
             result, note = await self._attempt(
-                lambda cluster: cluster.execute_query(
-                    query, consistency="strong", timeout_ms=_ATTEMPT_MS
+                lambda cluster, timeout_ms: cluster.execute_query(
+                    query, consistency="strong", timeout_ms=timeout_ms
                 ),
                 node,
             )
@@ -286,14 +328,14 @@ class Client:
         self._requests += 1
         key = f"{self.name}-{self._requests}"
         return await self._attempt(
-            lambda cluster: cluster.execute_operation(
-                operation, idempotency_key=key, timeout_ms=_ATTEMPT_MS
+            lambda cluster, timeout_ms: cluster.execute_operation(
+                operation, idempotency_key=key, timeout_ms=timeout_ms
             )
         )
 
     async def _attempt(
         self,
-        request: Callable[[KotobaCluster], Coroutine[Any, Any, T]],
+        request: Callable[[KotobaCluster, int], Coroutine[Any, Any, T]],
         node: SimNode | None = None,
     ) -> tuple[T, str]:
         """The first answer of up to ``attempts`` tries, with where and when it was given."""
@@ -301,8 +343,9 @@ class Client:
         unsure = False
         for attempt in range(self.attempts):
             asked = node or self.random.choice(self.world.nodes)
+            timeout_ms = self.random.choice(_ATTEMPT_MS)
             try:
-                answer = await asked.ask(request)
+                answer = await asked.ask(partial(request, timeout_ms=timeout_ms))
             except RetryError:
                 pass
             except _UNSURE:
