@@ -27,6 +27,7 @@ from cluster_core.query.plan import Get, History, Query, check_query
 from cluster_core.query.results import QueryResult, Statistics, VersionRow
 from cluster_core.replication.host import ReplicationHost
 from cluster_core.replication.mesh import Mesh
+from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router
 from cluster_core.txn.executor import Executor
@@ -82,17 +83,19 @@ class ClusterNode:
         self.tables = partition_table(founding)
         self._transport = transport
         self._random = random
+        pace = Pace()
         self.host = ReplicationHost(
             node_id=node_id,
             engine=engine,
             clock=clock,
             config=config,
             random=random,
+            pace=pace,
             send=self._send,
             on_leader=self._report_leader,
             on_storage_failed=self._report_storage,
         )
-        self.mesh = Mesh(node_id, clock, transport, self._on_messages)
+        self.mesh = Mesh(node_id, clock, transport, pace, self._on_messages)
         self.router = Router(self.host, self.mesh, self.tables)
         self.participant = Participant(self.router, clock, config)
         self.transactions = Transactions(self.router, self.participant, clock, config, random)

@@ -36,6 +36,7 @@ from cluster_core.graph.operations import (
     UpdateEdge,
     check_batch,
     check_operation,
+    check_size,
     entity_nonce,
     fingerprint,
     home_partition,
@@ -43,6 +44,7 @@ from cluster_core.graph.operations import (
     resolve_refs,
 )
 from cluster_core.graph.values import encode_message, message_decoder
+from cluster_core.node.creations import StickyPlacement
 from cluster_core.ports import Random
 from cluster_core.replication.router import RETRY_DELAY_S, Router
 from cluster_core.txn.executor import Executor
@@ -95,6 +97,7 @@ class Writes:
         self._random = random
         self._locate = locate
         self._address_of = address_of
+        self._placement = StickyPlacement(router.host, partition_count, random)
         self._inflight = 0
         router.mesh.handle("execute", self._serve_execute)
 
@@ -113,7 +116,11 @@ class Writes:
         check_operation(operation, self._limits)
         self._enter(1)
         try:
-            item = self._item(operation, idempotency_key, principal, 0, nonce)
+            item = None
+            if nonce is None and idempotency_key is None and isinstance(operation, CreateNode):
+                item = self._created_here(operation)
+            if item is None:
+                item = self._item(operation, idempotency_key, principal, 0, nonce)
             if item is None:
                 item = await self._located(operation, idempotency_key, principal, deadline)
             elif not forward:
@@ -235,6 +242,15 @@ class Writes:
             ref, outcome = operations[position].ref, outcomes[position]
             if ref is not None:
                 known[ref] = outcome.digest if isinstance(outcome, OperationResult) else None
+
+    def _created_here(self, operation: CreateNode) -> Item | None:
+        made = self._placement.place(operation)
+        if made is None:
+            return None
+        check_size(made.block, self._limits)
+        return Item(
+            made.partition, operation, made.nonce, digest=made.digest, block=made.block
+        )
 
     def _item(
         self,

@@ -27,6 +27,7 @@ from cluster_core.config import ClusterConfig
 from cluster_core.errors import KotobaError, StorageFailed, StorageFull, Unavailable
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import RAFT, Engine, Random
+from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
 from cluster_core.types import GroupId, NodeId, ReplicaId
@@ -72,6 +73,7 @@ class ReplicationHost:
         clock: HybridClock,
         config: ClusterConfig,
         random: Random,
+        pace: Pace,
         send: Callable[[NodeId, list[Message]], None],
         on_leader: Callable[[Replica], None],
         on_storage_failed: Callable[[KotobaError], None],
@@ -83,6 +85,7 @@ class ReplicationHost:
         self._clock = clock
         self._config = config
         self._random = random
+        self._pace = pace
         self._send = send
         self._on_leader = on_leader
         self._on_storage_failed = on_storage_failed
@@ -147,7 +150,7 @@ class ReplicationHost:
     def _schedule(self) -> None:
         if not self._scheduled and not self._closed:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._pace.soon(self._flush)
 
     def on_messages(self, peer: NodeId, messages: list[Message]) -> None:
         """Raft messages from ``peer``; those between replicas that are not here are dropped."""
@@ -159,7 +162,10 @@ class ReplicationHost:
                 if replica is None or replica.members.get(message.source) != peer:
                     continue
                 replica.raft.step(message)
-                self.mark(replica)
+                if not replica.dirty and replica.raft.has_ready():
+                    self.mark(replica)
+                elif replica.raft.commit_untold:
+                    self._tell_soon(replica)
 
     def on_peer_down(self, peer: NodeId) -> None:
         """The stream broke: groups led there campaign soon, not after an election timeout."""
@@ -223,6 +229,7 @@ class ReplicationHost:
 
     def _flush_dirty(self) -> None:
         dirty, self._dirty = self._dirty, []
+        self._pace.observe(len(dirty))
         batch = self._engine.batch()
         outbox: dict[NodeId, list[Message]] = {}
         unsynced = self._unsynced
@@ -324,7 +331,8 @@ class ReplicationHost:
             self._clock.ceiling_persisted(taken.ceiling)
         for replica, index, term in taken.persisted:
             replica.persisted(index, term)
-            self.mark(replica)
+            if not replica.dirty and replica.raft.has_ready():
+                self.mark(replica)
         outbox: dict[NodeId, list[Message]] = {}
         for replica, message in taken.messages:
             if message.target == replica.id:

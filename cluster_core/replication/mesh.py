@@ -23,6 +23,7 @@ from cluster_core.errors import (
 )
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import Transport
+from cluster_core.replication.pace import Pace
 from cluster_core.types import NodeId
 from cluster_core.wire.messages import Message
 
@@ -76,11 +77,15 @@ class Mesh:
         node_id: NodeId,
         clock: HybridClock,
         transport: Transport,
+        pace: Pace,
         on_messages: Callable[[NodeId, list[Message]], None],
     ) -> None:
         self.node_id = node_id
         self._clock = clock
         self._transport = transport
+        self._pace = pace
+        self._gathered: dict[NodeId, list[bytes]] = {}
+        """Requests and answers that wait for others to leave with them."""
         self._on_messages = on_messages
         self._handlers: dict[str, RequestHandler] = {}
         self._last_id = 0
@@ -93,6 +98,11 @@ class Mesh:
         self._handlers[method] = handler
 
     def send_messages(self, peer: NodeId, messages: list[Message]) -> None:
+        """Raft messages leave at once, and with them all that was gathered for ``peer``."""
+        gathered = self._gathered.pop(peer, None)
+        if gathered:
+            for frame in gathered:
+                self._transport.send(peer, frame)
         self._transport.send(peer, _encode((RAFT, 0, self._clock.latest, messages)))
 
     async def request(self, peer: NodeId, method: str, body: bytes, *, timeout: float) -> bytes:
@@ -173,7 +183,16 @@ class Mesh:
         self._pending.clear()
 
     def _send(self, peer: NodeId, kind: int, request_id: int, body: object) -> None:
-        self._transport.send(peer, _encode((kind, request_id, self._clock.latest, body)))
+        frame = _encode((kind, request_id, self._clock.latest, body))
+        if not self._gathered:
+            self._pace.soon(self._send_gathered)
+        self._gathered.setdefault(peer, []).append(frame)
+
+    def _send_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        for peer, frames in gathered.items():
+            for frame in frames:
+                self._transport.send(peer, frame)
 
     def _settle(self, peer: NodeId, frame: Frame) -> None:
         pending = self._pending.get(frame.id)

@@ -22,8 +22,8 @@ from cluster_core.errors import (
 )
 from cluster_core.graph.decompose import decompose
 from cluster_core.graph.evaluate import evaluate
-from cluster_core.graph.operations import OperationResult
-from cluster_core.graph.parts import Outcome, Part, encode_change, locks_of
+from cluster_core.graph.operations import CreateNode, OperationResult
+from cluster_core.graph.parts import Outcome, Part, PutVertex, encode_change, locks_of
 from cluster_core.hlc import HybridClock
 from cluster_core.replication.evaluation import Draft, Evaluation
 from cluster_core.replication.replica import Replica
@@ -231,6 +231,8 @@ class Executor:
                 return False
             if replica.dedupe_full:
                 raise Overloaded("too many Idempotency-Keys are remembered; try again later")
+        if item.block:
+            return self._create(job, evaluation, draft)
         placed = decompose(
             item.operation,
             evaluation,
@@ -248,6 +250,15 @@ class Executor:
         _require_unlocked(evaluation, own)
         outcomes = [evaluate(part, evaluation, self._config.limits) for part in own]
         return self._write(job, draft, outcomes)
+
+    def _create(self, job: _Job, evaluation: Evaluation, draft: Draft) -> bool:
+        """A vertex whose block is made already."""
+        item = job.item
+        assert isinstance(item.operation, CreateNode)
+        labels = tuple(sorted(set(item.operation.labels)))
+        part = PutVertex(item.digest, labels, item.block, item.check)
+        _require_unlocked(evaluation, [part])
+        return self._write(job, draft, [evaluate(part, evaluation, self._config.limits)])
 
     def _repeated(self, job: _Job, evaluation: Evaluation) -> bool:
         """Whether this request was answered before. Raises IdempotencyKeyReused."""

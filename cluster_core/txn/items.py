@@ -8,13 +8,16 @@ import msgspec
 
 from cluster_core.graph.operations import Operation, OperationResult
 from cluster_core.graph.parts import Answer, Outcome
-from cluster_core.types import Timestamp
+from cluster_core.types import Digest, Timestamp
 
 __all__ = ["DedupeEntry", "Item", "answer_of", "decode_dedupe", "encode_dedupe", "result_of"]
 
 
 class Item(msgspec.Struct, array_like=True, frozen=True):
     """One operation on its way to its home partition.
+
+    ``digest`` and ``block`` come with a vertex's creation that was made here, so that it need not
+    be made again.
 
     ``nonce`` is a creation's; ``check`` says that it may have been used before. ``dedupe`` is the
     key of the request's dedupe entry (empty: none), ``fingerprint`` tells its content.
@@ -26,6 +29,8 @@ class Item(msgspec.Struct, array_like=True, frozen=True):
     check: bool = False
     dedupe: bytes = b""
     fingerprint: bytes = b""
+    digest: Digest = b""
+    block: bytes = b""
 
 
 class DedupeEntry(msgspec.Struct, array_like=True, frozen=True):
