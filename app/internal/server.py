@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from app.internal.http_protocol import OneWriteProtocol
 from app.settings import parse_address
 from cluster_core.errors import CannotListen
 
@@ -35,7 +36,7 @@ class EmbeddedServer:
     def __init__(self, app: ASGIApp) -> None:
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=OneWriteProtocol,
             ws="websockets-sansio",
             lifespan="off",
             interface="asgi3",

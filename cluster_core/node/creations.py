@@ -22,8 +22,8 @@ from cluster_core.types import META_GROUP
 
 __all__ = ["StickyPlacement"]
 
-WINDOW: Final = 6
-"""Partitions that are used at the same time. One of 64 would take 64 tries of 1 µs, six take 11."""
+WINDOW: Final = 10
+"""Partitions that are used at the same time. One of 64 would take 64 tries of 1 µs, ten take 6."""
 
 MOMENT_S: Final = 0.004
 """How long a window lasts: about as long as a busy flush gathers and is replicated."""
