@@ -141,6 +141,7 @@ async def _announce(cluster: KotobaCluster, settings: NodeSettings) -> None:
     # What lives now lives as long as the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _print_introduction(settings: NodeSettings) -> None:

@@ -28,6 +28,8 @@ class Chaos:
             self._crash,
             self._crash_all,
             self._stop_gracefully,
+            self._pause,
+            self._pause,
             self._isolate,
             self._cut_one_way,
             self._cut_one_way,
@@ -98,6 +100,11 @@ class Chaos:
             await asyncio.sleep(self._some_time(3))
             if not node.alive:
                 node.start()
+
+    async def _pause(self) -> None:
+        node = self._some_node()
+        if node.alive:
+            await node.pause(self._some_time(5))
 
     async def _isolate(self) -> None:
         node = self._some_node()

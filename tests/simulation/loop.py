@@ -13,6 +13,7 @@ import asyncio
 import heapq
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, NoReturn, TypeVar
@@ -35,33 +36,17 @@ class ProcessDied(Exception):
     """The process that was asked crashed before it answered: the outcome is unknown."""
 
 
-class _Selector:
-    """Stands where the loop waits for sockets: there are none, so the wait is the clock's jump."""
-
-    def __init__(self, loop: SimLoop):
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise Deadlock("nothing is ready and no timer is set")
-        if timeout > 0:
-            self._loop.jump_to_next_timer()
-        return []
-
-    def close(self) -> None:
-        pass
-
-
 class SimLoop(asyncio.BaseEventLoop):
-    """``asyncio`` as it is, with its clock and its selector replaced."""
+    """``asyncio`` as it is, with a turn of the loop of its own: no selector, and its own clock."""
 
     _scheduled: list[asyncio.TimerHandle]
+    _ready: deque[asyncio.Handle]
+    _stopping: bool
+    _timer_cancelled_count: int
 
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
-        self._selector = _Selector(self)
-        self._clock_resolution = 1e-9
         self.failures: list[str] = []
         """What asyncio would have logged: exceptions that nobody awaited, failed callbacks."""
         self.after_turn: Callable[[], None] | None = None
@@ -77,10 +62,6 @@ class SimLoop(asyncio.BaseEventLoop):
         future.owner = _OWNER.get()
         return future
 
-    def jump_to_next_timer(self) -> None:
-        assert self._scheduled, "a finite wait has a timer"
-        self._now = max(self._now, self._scheduled[0].when())
-
     def drop_timers(self, process: Process) -> None:
         """Forget every timer that was set by ``process``."""
         kept = [handle for handle in self._scheduled if not _is_owned(handle, process)]
@@ -93,12 +74,40 @@ class SimLoop(asyncio.BaseEventLoop):
         self._timer_cancelled_count = sum(1 for handle in kept if handle.cancelled())
 
     def _run_once(self) -> None:
-        super()._run_once()  # type: ignore[misc]
+        """One turn: what is ready now, and nothing that becomes ready by it."""
+        ready, timers = self._ready, self._scheduled
+        while timers and timers[0].cancelled():
+            self._forget(heapq.heappop(timers))
+        if not ready and not self._stopping:
+            if not timers:
+                raise Deadlock("nothing is ready and no timer is set")
+            self._now = max(self._now, timers[0].when())
+        while timers and timers[0].when() <= self._now:
+            timer = heapq.heappop(timers)
+            self._forget(timer)
+            ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle.cancelled():
+                continue
+            owner = _owner_of(handle)
+            if owner is not None and owner.frozen is not None:
+                owner.frozen.append(handle)
+            else:
+                handle._run()
         if self.after_turn is not None:
             self.after_turn()
 
-    def _process_events(self, event_list: list[Any]) -> None:
-        assert not event_list
+    def thaw(self, process: Process) -> None:
+        """Everything that ``process`` slept through happens now, in its order."""
+        if process.frozen is not None:
+            self._ready.extend(process.frozen)
+            process.frozen = None
+
+    def _forget(self, timer: asyncio.TimerHandle) -> None:
+        timer._scheduled = False  # type: ignore[attr-defined]
+        if timer.cancelled():
+            self._timer_cancelled_count -= 1
 
     def _write_to_self(self) -> None:
         pass
@@ -124,6 +133,8 @@ class Process:
     def __init__(self, name: str, loop: SimLoop):
         self.name = name
         self.alive = True
+        self.frozen: list[asyncio.Handle] | None = None
+        """While the process is stopped: what became ready meanwhile."""
         self._loop = loop
         self._tasks: list[weakref.ref[asyncio.Task[Any]]] = []
         self._tasks_kept = 64
@@ -133,6 +144,16 @@ class Process:
 
     def __repr__(self) -> str:
         return f"<process {self.name} {'alive' if self.alive else 'dead'}>"
+
+    @staticmethod
+    def current() -> Process | None:
+        """The process in which the code runs that asks."""
+        return _OWNER.get()
+
+    def freeze(self) -> None:
+        """Stop it where it is, as SIGSTOP does, or a machine that is starved; see `thaw`."""
+        if self.alive and self.frozen is None:
+            self.frozen = []
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """Weakly, as the loop itself does: a task that nobody holds is a bug to be noticed."""
@@ -167,6 +188,7 @@ class Process:
     async def kill(self) -> None:
         """End everything that runs here, at this moment of virtual time."""
         self.alive = False
+        self._loop.thaw(self)  # so that it can be cancelled
         self._loop.drop_timers(self)
         for answer in list(self._callers):
             if not answer.done():

@@ -117,6 +117,15 @@ class SimNetwork:
         for source, target in sorted(self._cuts):
             self.heal(source, target)
 
+    def give_up_on(self, address: str) -> None:
+        """A host that says nothing, for it is stopped: its peers end their streams with it."""
+        host = self._hosts.get(address)
+        for other in [*self._hosts.values()]:
+            for sender, receiver in ((other, address), (host, other.address)):
+                stream = sender and sender.stream_to(receiver)
+                if stream:
+                    stream.break_off("watchdog")
+
     def is_cut(self, source: str, target: str) -> bool:
         return (source, target) in self._cuts
 
@@ -354,7 +363,9 @@ class SimTransport:
         """The host of ``peer``, if a stream to it can be opened now."""
         address = self._peers[peer]
         host = self.network.host(address)
-        if host is None or not host.admits(self._identity, peer):
+        if host is None or host.process.frozen is not None:
+            return None
+        if not host.admits(self._identity, peer):
             return None
         ways = ((self.address, address), (address, self.address))
         return None if any(self.network.is_cut(*way) for way in ways) else host

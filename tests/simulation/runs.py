@@ -60,8 +60,9 @@ def run(
         tail = "\n".join(worlds[0].trace[-_TRACE_LINES:]) if worlds else ""
         where = "".join(traceback.format_tb(error.__traceback__)[-2:])
         raise AssertionError(
-            f"seed {seed}: {error!r}\n{where}replay: python -m tests.simulation --first {seed} --count 1"
-            f"\nthe end of its trace:\n{tail}"
+            f"seed {seed}: {error!r}\n{where}"
+            f"replay: python -m tests.simulation --first {seed} --count 1\n"
+            f"the end of its trace:\n{tail}"
         ) from error
     return Run(world, history)
 

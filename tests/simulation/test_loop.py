@@ -133,6 +133,41 @@ def test_a_task_that_swallows_its_cancellation_is_ended_nevertheless() -> None:
     in_loop(main)
 
 
+def test_a_frozen_process_does_later_what_it_slept_through() -> None:
+    async def main(loop: SimLoop) -> None:
+        ticks: list[tuple[str, float]] = []
+        frozen, other = Process("frozen", loop), Process("other", loop)
+
+        async def tick(name: str) -> None:
+            while True:
+                ticks.append((name, loop.time()))
+                await asyncio.sleep(1)
+
+        frozen.run(tick("frozen"))
+        other.run(tick("other"))
+        await asyncio.sleep(0.5)
+        frozen.freeze()
+        frozen.call(loop.call_later, 1, ticks.append, ("timer", 1.5))
+        await asyncio.sleep(4)
+        assert [name for name, _ in ticks[2:]] == ["other"] * 4
+        loop.thaw(frozen)
+        await asyncio.sleep(1.6)
+        assert ticks[6:] == [
+            ("timer", 1.5),
+            ("frozen", 4.5),
+            ("other", 5),
+            ("frozen", 5.5),
+            ("other", 6),
+        ]
+        frozen.freeze()
+        await asyncio.sleep(3)
+        await frozen.kill()
+        await other.kill()
+        assert not [name for name, moment in ticks if name == "frozen" and moment > 6]
+
+    in_loop(main)
+
+
 def test_the_dead_answer_nobody() -> None:
     async def main(loop: SimLoop) -> None:
         process = Process("dead", loop)

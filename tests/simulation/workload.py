@@ -19,7 +19,6 @@ import contextlib
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from cluster_core.cluster import KotobaCluster
@@ -59,10 +58,13 @@ _ATTEMPT_MS: Final = (100, 300, 1_000, 3_000)
 """Patience of a client for one attempt: around every time-out inside, so that retries meet what
 they retry in every state."""
 
+_PATIENCE_S: Final = 0.5
+"""Beyond its time-out a node that says nothing stands still; the client hangs up."""
+
 _CROWD: Final = 6
 """Everybody works on the newest few entities, so that operations meet."""
 
-_UNSURE = (OutcomeUnknown, Unreachable, StorageFailed, ProcessDied)
+_UNSURE = (OutcomeUnknown, Unreachable, StorageFailed, ProcessDied, TimeoutError)
 
 
 class NotExecuted(Exception):
@@ -345,7 +347,8 @@ class Client:
             asked = node or self.random.choice(self.world.nodes)
             timeout_ms = self.random.choice(_ATTEMPT_MS)
             try:
-                answer = await asked.ask(partial(request, timeout_ms=timeout_ms))
+                async with asyncio.timeout(timeout_ms / 1000 + _PATIENCE_S):
+                    answer = await asked.ask(lambda cluster, ms=timeout_ms: request(cluster, ms))
             except RetryError:
                 pass
             except _UNSURE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import logging
 import random
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -114,6 +115,21 @@ class SimNode:
         engine.crash(self.world.random)
         await self._end(process)
 
+    async def pause(self, seconds: float) -> None:
+        """Stop the process for a while, as SIGSTOP does; its peers give up on it in time."""
+        process, _, _ = self._running()
+        network, loop = self.world.network, self.world.loop
+        self.world.note(f"{self.name} stands still")
+        process.freeze()
+        silence = network.faults.watchdog * self.world.random.uniform(1.0, 1.2)
+        await asyncio.sleep(min(seconds, silence))
+        if seconds > silence and process.alive:
+            network.give_up_on(self.address)
+            await asyncio.sleep(seconds - silence)
+        if process.alive:
+            self.world.note(f"{self.name} goes on")
+            loop.thaw(process)
+
     async def stop(self) -> None:
         """A graceful stop, as by SIGTERM."""
         process, transport, engine = self._running()
@@ -200,6 +216,20 @@ class World:
                 await node.crash()
 
 
+class _Complaints(logging.Handler):
+    """What a node logs as an error while its disk is well is a bug, and fails the run."""
+
+    def __init__(self, world: World):
+        super().__init__(logging.ERROR)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        process = Process.current()
+        if process is not None and process.alive:
+            trace = logging.Formatter().format(record)
+            self._world.failures.append(f"{process.name} logs: {trace}")
+
+
 def _is_ready(node: SimNode) -> bool:
     return node.alive and readiness_of(node.cluster.observed).is_ready
 
@@ -220,8 +250,13 @@ def simulate(
         await scenario(world)
         await world.close()
 
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(run())
-    gc.collect()
+    complaints = _Complaints(world)
+    logging.getLogger().addHandler(complaints)
+    try:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(run())
+        gc.collect()
+    finally:
+        logging.getLogger().removeHandler(complaints)
     world.failures += loop.failures
     return world

@@ -38,7 +38,8 @@ class ReplicaView:
 
     @property
     def term(self) -> int:
-        return self.replica.raft.term
+        term: int = self.replica.raft.term
+        return term
 
     @property
     def leads(self) -> bool:
