@@ -16,6 +16,7 @@ from cluster_core.hlc import HybridClock, rfc3339
 from cluster_core.membership.detector import FailureDetector
 from cluster_core.membership.forming import Founding
 from cluster_core.node.bus import EventBus
+from cluster_core.node.foreign_changes import ForeignChanges
 from cluster_core.node.reads import Reads
 from cluster_core.node.table import partition_table
 from cluster_core.node.writes import Writes
@@ -117,6 +118,7 @@ class ClusterNode:
         )
         self.peers_up: dict[NodeId, float] = {}
         """Since when the stream to each peer stands, in the loop's time."""
+        self._foreign = ForeignChanges(self.router, bus)
         self._sweep = Sweep(self.router, self.transactions, clock, config)
         self._tasks: list[asyncio.Task[None]] = []
         self._events = 0
@@ -215,6 +217,8 @@ class ClusterNode:
             for transition in self.detector.tick(now):
                 self._report_transition(transition.before, transition.after, transition.node)
             self._send_leaders_home(now)
+            self.router.announce()
+            self._foreign.keep_asking(now)
 
     def _send_leaders_home(self, now: float) -> None:
         sent = 0
@@ -243,6 +247,8 @@ class ClusterNode:
 
     def _report_leader(self, replica: Replica) -> None:
         leader = replica.leader
+        if leader == self.node_id:
+            self.router.announce()
         if leader is not None:
             partition = None if replica.group == META_GROUP else replica.group - 1
             self._publish("LeaderElected", leader, partition=partition, term=replica.raft.term)
@@ -260,21 +266,21 @@ class ClusterNode:
         partition = replica.group - 1
 
         def report(key: bytes, value: bytes) -> None:
-            if not self.bus.change_listeners:
+            if not self.bus.change_listeners and not self._foreign.wanted:
                 return
-            change = decode_change(key[11:], value)
-            is_edge = change.op.endswith("edge")
-            self.bus.publish(
-                Change(
-                    op=change.op,
-                    cid=cid_text(change.entity),
-                    version=None if change.version is None else cid_text(change.version),
-                    partition=partition,
-                    timestamp=int.from_bytes(key[3:11], "big"),
-                    label=change.labels[0] if is_edge else None,
-                    labels=() if is_edge else change.labels,
-                )
+            stored = decode_change(key[11:], value)
+            is_edge = stored.op.endswith("edge")
+            change = Change(
+                op=stored.op,
+                cid=cid_text(stored.entity),
+                version=None if stored.version is None else cid_text(stored.version),
+                partition=partition,
+                timestamp=int.from_bytes(key[3:11], "big"),
+                label=stored.labels[0] if is_edge else None,
+                labels=() if is_edge else stored.labels,
             )
+            self.bus.publish(change)
+            self._foreign.relay(replica, change)
 
         return report
 

@@ -248,9 +248,7 @@ class Writes:
         if made is None:
             return None
         check_size(made.block, self._limits)
-        return Item(
-            made.partition, operation, made.nonce, digest=made.digest, block=made.block
-        )
+        return Item(made.partition, operation, made.nonce, digest=made.digest, block=made.block)
 
     def _item(
         self,

@@ -36,6 +36,9 @@ REQUEST: Final = 2
 REPLY: Final = 3
 ERROR: Final = 4
 
+NO_ANSWER: Final = 0
+"""The id of a request that asks for no answer."""
+
 EXPIRE_EVERY_S: Final = 0.02
 """How much later than asked for a request may time out."""
 
@@ -117,6 +120,11 @@ class Mesh:
         finally:
             self._pending.pop(request_id, None)
 
+    def tell(self, peer: NodeId, method: str, body: bytes) -> None:
+        """A request that asks for no answer, and may be lost."""
+        if peer in self._up:
+            self._send(peer, REQUEST, NO_ANSWER, Request(method, body))
+
     def expect(self, peer: NodeId, *, timeout: float) -> tuple[int, asyncio.Future[bytes]]:
         """A number that ``peer`` may answer once, and the future of that answer."""
         self._last_id += 1
@@ -143,9 +151,13 @@ class Mesh:
         self._pending.pop(request_id, None)
 
     def reply(self, peer: NodeId, request_id: int, body: bytes) -> None:
+        if request_id == NO_ANSWER:
+            return
         self._send(peer, REPLY, request_id, body)
 
     def reply_error(self, peer: NodeId, request_id: int, error: KotobaError) -> None:
+        if request_id == NO_ANSWER:
+            return
         self._send(peer, ERROR, request_id, error.fields())
 
     def on_frames(self, peer: NodeId, frames: list[bytes]) -> None:
@@ -159,6 +171,11 @@ class Mesh:
                 self._start(peer, frame.id, _decode_request(frame.body))
             else:
                 self._settle(peer, frame)
+
+    @property
+    def peers(self) -> frozenset[NodeId]:
+        """The nodes to which there is a connection."""
+        return frozenset(self._up)
 
     def on_peer_up(self, peer: NodeId) -> None:
         self._up.add(peer)

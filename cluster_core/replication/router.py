@@ -37,7 +37,9 @@ class Router:
         self.mesh = mesh
         self.tables = tables
         self._hints: dict[GroupId, NodeId] = {}
+        self._announced: dict[NodeId, frozenset[GroupId]] = {}
         mesh.handle("leader_of", self._serve_leader_of)
+        mesh.handle("leading", self._serve_leading)
 
     @property
     def node_id(self) -> NodeId:
@@ -100,6 +102,7 @@ class Router:
     def on_peer_down(self, peer: NodeId) -> None:
         """Hints that name ``peer`` are worth nothing now."""
         self._hints = {group: node for group, node in self._hints.items() if node != peer}
+        self._announced.pop(peer, None)
 
     async def _ask_for_leader(self, group: GroupId, remaining: float) -> None:
         for node in self.tables[group].members.values():
@@ -114,6 +117,25 @@ class Router:
                 self._hints[group] = answer.decode()
                 return
         await asyncio.sleep(min(RETRY_DELAY_S, remaining))
+
+    def announce(self) -> None:
+        """Tell nodes without replicas of some groups what is led here, where that has changed."""
+        led = frozenset(
+            group for group, replica in self.host.replicas.items() if replica.evaluation is not None
+        )
+        for peer in sorted(self.mesh.peers):
+            foreign = frozenset(
+                group for group in led if peer not in self.tables[group].members.values()
+            )
+            if self._announced.get(peer, frozenset()) != foreign:
+                self._announced[peer] = foreign
+                self.mesh.tell(peer, "leading", msgspec.msgpack.encode(sorted(foreign)))
+
+    async def _serve_leading(self, peer: NodeId, body: bytes) -> bytes:
+        led = msgspec.msgpack.decode(body, type=list[GroupId])
+        self._hints = {group: node for group, node in self._hints.items() if node != peer}
+        self._hints.update(dict.fromkeys(led, peer))
+        return b""
 
     async def _serve_leader_of(self, peer: NodeId, body: bytes) -> bytes:
         replica = self.host.replicas.get(int.from_bytes(body, "big"))
