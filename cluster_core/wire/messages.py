@@ -124,6 +124,4 @@ class Commit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
     commit: int
 
 
-Message = (
-    Append | AppendReply | Heartbeat | HeartbeatReply | Vote | VoteReply | TimeoutNow | Commit
-)
+Message = Append | AppendReply | Heartbeat | HeartbeatReply | Vote | VoteReply | TimeoutNow | Commit
