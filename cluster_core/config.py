@@ -16,16 +16,16 @@ class RaftConfig:
     tick_ms: int = 100
     heartbeat_ticks: int = 1
     election_ticks: int = 10
-    """A follower campaigns after 10 to 20 ticks of silence: 1 to 2 s, etcd's order of magnitude."""
+    """A follower campaigns after 10 to 20 ticks of silence: 1 to 2 s, as etcd's do."""
     failover_delay_ms_max: int = 60
-    """After a broken stream a follower pre-votes within this time; random, so that one of two wins."""
+    """After a broken stream the first follower pre-votes within this time, the next a little later."""
     append_bytes_max: int = 1 << 20
     inflight_messages_max: int = 256
     inflight_bytes_max: int = 8 << 20
     uncommitted_bytes_max: int = 16 << 20
     """Proposals of one group beyond this are refused as overloaded."""
     apply_bytes_max: int = 4 << 20
-    """Committed entries handed out at a time, so that a restart does not read a whole log at once."""
+    """Committed entries handed out at a time: a restart does not read a whole log at once."""
     log_cache_bytes_max: int = 1 << 20
     """Persisted and applied entries of one group kept in memory for followers a little behind."""
 

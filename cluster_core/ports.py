@@ -109,11 +109,11 @@ class Receiver(Protocol):
     """What a transport calls on its node. All calls come from the event loop's thread."""
 
     def on_frames(self, peer: NodeId, frames: list[bytes]) -> None:
-        """Frames from ``peer``, in the order in which it sent them; never of an older connection."""
+        """Frames from ``peer``, in the order of their sending; never of an older connection."""
         ...
 
     def on_peer_up(self, peer: NodeId) -> None:
-        """The outgoing stream to ``peer`` stands: frames given to ``send`` from now on will leave."""
+        """The outgoing stream to ``peer`` stands: what is sent from now on will leave."""
         ...
 
     def on_peer_down(self, peer: NodeId) -> None:
@@ -121,7 +121,7 @@ class Receiver(Protocol):
         ...
 
     async def on_call(self, method: str, body: bytes) -> bytes:
-        """A request of its own from another node: forming, joining. Raises a KotobaError to refuse."""
+        """A request of its own from another node. Raises a KotobaError to refuse."""
         ...
 
 
