@@ -207,9 +207,16 @@ class _Stream:
     def _pass(self, frames: list[bytes]) -> None:
         source, target = self.sender.address, self.receiver.address
         receiver = self.receiver
-        self.network.pass_through(
-            source, target, receiver.process, lambda: receiver.receive(self, frames)
-        )
+        self.network.pass_through(source, target, receiver.process, lambda: self._deliver(frames))
+
+    def _deliver(self, frames: list[bytes]) -> None:
+        receiver, loop = self.receiver, self.network.loop
+        if loop.time() < receiver.deaf_until:
+            # Later than all that waits already.
+            receiver.deaf_until += _FRAME_GAP
+            loop.call_at(receiver.deaf_until, receiver.receive, self, frames)
+        else:
+            receiver.receive(self, frames)
 
     def break_off(self, why: str) -> None:
         """Both ends notice, each in its own time; what has not arrived by then is lost."""
@@ -253,6 +260,8 @@ class SimTransport:
         self._peers: dict[str, str] = {}
         self._links: dict[str, _Link] = {}
         self._closed = False
+        self.deaf_until = 0.0
+        """A process that stood still looks at its sockets in any order: clients' before these."""
 
     # The port
 

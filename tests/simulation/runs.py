@@ -75,7 +75,10 @@ async def _live(
     await world.until_ready()
     until = world.loop.time() + seconds
     trouble = Chaos(world, pace=pace)
-    workers = [Client(world, history, f"client{number}") for number in range(1, clients + 1)]
+    workers = [
+        Client(world, history, f"client{number}", home=world.nodes[number % len(world.nodes)])
+        for number in range(1, clients + 1)
+    ]
     tasks: list[Coroutine[Any, Any, None]] = [worker.run(until) for worker in workers]
     if chaos:
         tasks.append(trouble.run(until))

@@ -19,6 +19,7 @@ import contextlib
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from cluster_core.cluster import KotobaCluster
@@ -151,12 +152,24 @@ class History:
 
 
 class Client:
-    """One sequential client. ``attempts`` bounds the retries of one operation."""
+    """One sequential client. ``attempts`` bounds the retries of one operation.
 
-    def __init__(self, world: World, history: History, name: str, *, attempts: int = 5):
+    Mostly it asks its ``home``, so that a node in trouble does not take all clients with it.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        history: History,
+        name: str,
+        *,
+        home: SimNode | None = None,
+        attempts: int = 5,
+    ):
         self.world = world
         self.history = history
         self.name = name
+        self.home = home
         self.attempts = attempts
         self.random = random.Random(f"{world.seed}/{name}")
         self._requests = 0
@@ -344,11 +357,11 @@ class Client:
         began = self.world.loop.time()
         unsure = False
         for attempt in range(self.attempts):
-            asked = node or self.random.choice(self.world.nodes)
+            asked = node or self._some_node()
             timeout_ms = self.random.choice(_ATTEMPT_MS)
             try:
                 async with asyncio.timeout(timeout_ms / 1000 + _PATIENCE_S):
-                    answer = await asked.ask(lambda cluster, ms=timeout_ms: request(cluster, ms))
+                    answer = await asked.ask(partial(_ask, request, timeout_ms))
             except RetryError:
                 pass
             except _UNSURE:
@@ -368,8 +381,21 @@ class Client:
             raise Unsure
         raise NotExecuted
 
+    def _some_node(self) -> SimNode:
+        if self.home is not None and self.random.random() < 0.7:
+            return self.home
+        return self.random.choice(self.world.nodes)
+
     def _note(self, began: float, note: str, text: str) -> None:
         self.world.note(f"{self.name} {text} [{note}]")
+
+
+def _ask(
+    request: Callable[[KotobaCluster, int], Coroutine[Any, Any, T]],
+    timeout_ms: int,
+    cluster: KotobaCluster,
+) -> Coroutine[Any, Any, T]:
+    return request(cluster, timeout_ms)
 
 
 def _seen(row: Any) -> tuple[Any, bytes]:

@@ -117,7 +117,7 @@ class SimNode:
 
     async def pause(self, seconds: float) -> None:
         """Stop the process for a while, as SIGSTOP does; its peers give up on it in time."""
-        process, _, _ = self._running()
+        process, transport, _ = self._running()
         network, loop = self.world.network, self.world.loop
         self.world.note(f"{self.name} stands still")
         process.freeze()
@@ -128,6 +128,7 @@ class SimNode:
             await asyncio.sleep(seconds - silence)
         if process.alive:
             self.world.note(f"{self.name} goes on")
+            transport.deaf_until = loop.time() + self.world.random.uniform(0, 0.02)
             loop.thaw(process)
 
     async def stop(self) -> None:
