@@ -18,7 +18,7 @@ class RaftConfig:
     election_ticks: int = 10
     """A follower campaigns after 10 to 20 ticks of silence: 1 to 2 s, as etcd's do."""
     failover_delay_ms_max: int = 60
-    """After a broken stream the first follower pre-votes within this time, the next a little later."""
+    """After a broken stream the first follower pre-votes within this time, the next one later."""
     append_bytes_max: int = 1 << 20
     inflight_messages_max: int = 256
     inflight_bytes_max: int = 8 << 20

@@ -65,7 +65,7 @@ __all__ = [
 
 
 class KotobaError(Exception):
-    """The root. ``code`` is the contract's name, ``status`` the HTTP status, ``title`` a heading."""
+    """The root. ``code``: the contract's name; ``status``: of HTTP; ``title``: a heading."""
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500

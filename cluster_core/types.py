@@ -40,5 +40,5 @@ def partition_of_group(group: GroupId) -> int:
 
 
 def partition_of(digest: Digest, partition_count: int) -> int:
-    """The partition of the entity whose first digest this is: its first 8 bytes, modulo the count."""
+    """The partition of the entity whose first digest this is: 8 of its bytes, modulo the count."""
     return int.from_bytes(digest[:8], "big") % partition_count
