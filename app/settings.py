@@ -80,7 +80,11 @@ class NodeSettings(BaseSettings):
     zone: str | None = Field(
         None, description="Rack, room or availability zone: replicas are spread over zones."
     )
-    role: Literal["voter"] = Field("voter", description="What this node does in its groups.")
+    role: Literal["voter", "witness"] = Field(
+        "voter",
+        description="A witness has a copy of every partition and serves reads; it never votes, "
+        "never leads, and no write waits for it.",
+    )
     cluster_secret: SecretStr | None = Field(
         None,
         description="Shared by all nodes; peers without it are refused. Prefer the environment "
@@ -211,6 +215,7 @@ class NodeSettings(BaseSettings):
             replication_factor=self.replication_factor,
             partition_count=self.partition_count,
             zone=self.zone,
+            role=self.role,
             raft=replace(_DEFAULTS.raft, tick_ms=self.tick_ms, election_ticks=self.election_ticks),
             membership=replace(
                 _DEFAULTS.membership,

@@ -151,6 +151,7 @@ class KotobaCluster:
             store_id=identity.store_id,
             address=self.address,
             zone=self.config.zone,
+            role=self.config.role,
         )
         self._formation = Forming(own, self._peers, self.config, identity.proposed)
         try:

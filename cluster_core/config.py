@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cluster_core.errors import InvalidRequest
 
@@ -93,6 +94,8 @@ class ClusterConfig:
     partition_count: int = 64
     virtual_nodes: int = 100
     zone: str | None = None
+    role: Literal["voter", "witness"] = "voter"
+    """A witness is a learner of every partition: it serves reads, and never votes or leads."""
     raft: RaftConfig = field(default_factory=RaftConfig)
     membership: MembershipConfig = field(default_factory=MembershipConfig)
     replication: ReplicationConfig = field(default_factory=ReplicationConfig)

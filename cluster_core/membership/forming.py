@@ -265,6 +265,7 @@ class Forming:
             self._unequal_settings,
             self._bound_elsewhere,
             self._unequal_peers,
+            self._no_voter,
             self._refused,
         ):
             problem = look()
@@ -302,6 +303,12 @@ class Forming:
                 if theirs != ours:
                     other = report.member.node_id
                     return f"{other} has {name} {theirs}, {self._own.node_id} has {ours}"
+        return None
+
+    def _no_voter(self) -> str | None:
+        seen = self._complete_set()
+        if seen and all(member.role == "witness" for member in seen):
+            return "all nodes are witnesses; at least one has to be a voter"
         return None
 
     def _bound_elsewhere(self) -> str | None:
