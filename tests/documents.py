@@ -48,6 +48,7 @@ _EQUAL_EVERYWHERE: Final = (
     (re.compile(r"cluster [0-9a-f]{12}\b"), "cluster <ID>"),
     (re.compile(r'"(cluster_)?id":"[^"]+"'), '"<ID>"'),
     (re.compile(r'"cursor":"[^"]+"'), '"<CURSOR>"'),
+    (re.compile(r"\bpartition [0-9]+"), "partition <N>"),
 )
 _COUNTED: Final = re.compile(
     r'("(?:partition|partitions|cluster_nodes|scanned|elapsed_ms|term|leads|replicas|disk_bytes'
@@ -55,6 +56,8 @@ _COUNTED: Final = re.compile(
     r'|match_index|node[0-9])":)[0-9.]+'
 )
 _NUMBER: Final = re.compile(r"[0-9]+([.,][0-9]+)*")
+_STYLE: Final = re.compile(r"\x1b\[[0-9;]*m|\x1b\].*?\x1b\\")
+"""Bold headers and links, which curl writes to a terminal."""
 _KILLED: Final = re.compile(r"^\S*bash: line [0-9]+: +[0-9]+ Killed .*\n", re.MULTILINE)
 
 
@@ -160,7 +163,7 @@ class Shell:
             if left <= 0 or not select.select([self._output], [], [], left)[0]:
                 raise AssertionError(f"no end of {command!r}: {seen.decode()}")
             seen += os.read(self._output, 1 << 16).replace(b"\r", b"")
-        return seen.decode().removesuffix(f"\n{_DONE}\n")
+        return _STYLE.sub("", seen.decode().removesuffix(f"\n{_DONE}\n"))
 
 
 def _with_ports(text: str, ports: Mapping[int, int]) -> str:
