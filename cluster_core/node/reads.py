@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import msgspec
 
@@ -22,6 +23,7 @@ from cluster_core.hlc import HybridClock
 from cluster_core.ports import Engine
 from cluster_core.query.host import ReadAgain, ReadPoint
 from cluster_core.query.local import run_task_bytes
+from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import RETRY_DELAY_S, Router
 from cluster_core.storage import keys
 from cluster_core.storage.mvcc import read_at
@@ -63,6 +65,29 @@ _decode_point_request = msgspec.msgpack.Decoder(_PointRequest).decode
 _decode_points = msgspec.msgpack.Decoder(_Points).decode
 
 
+class _Asking:
+    """A question for read points that gathers groups until it leaves."""
+
+    __slots__ = ("deadline", "groups", "points")
+
+    def __init__(self, points: asyncio.Future[_Points]) -> None:
+        self.points = points
+        self.groups: dict[GroupId, int] = {}
+        self.deadline = 0.0
+
+
+def _hand_over(points: asyncio.Future[_Points], asked: asyncio.Task[_Points]) -> None:
+    if points.done():
+        return
+    if asked.cancelled():
+        points.cancel()
+    elif (error := asked.exception()) is not None:
+        points.set_exception(error)
+        points.exception()  # every reader may have gone
+    else:
+        points.set_result(asked.result())
+
+
 class Reads:
     """This node as the query engine sees it (``query.host.QueryHost``), and its read points."""
 
@@ -79,6 +104,8 @@ class Reads:
         self._router = router
         self._clock = clock
         self._config = config
+        self._asking: dict[NodeId, _Asking] = {}
+        self._tasks: set[asyncio.Task[_Points]] = set()
         router.mesh.handle("read.clock", self._serve_clock)
         router.mesh.handle("read.point", self._serve_point)
         router.mesh.handle("query", self._serve_query)
@@ -175,12 +202,40 @@ class Reads:
             assert replica is not None
             await _before(deadline, replica.read_barrier())
             return ReadPoint(replica.applied_timestamp)
-        points = await self._point_at(node, _PointRequest(0, {group: 0}), deadline)
-        index = points.indexes[group]
+        points = await self._shared_point(node, group, deadline)
+        index = points.indexes.get(group)
+        if index is None:
+            raise NoLeader(f"{node} does not lead partition {group - 1} any more")
         if replica is None:
             return ReadPoint(points.applied, {group - 1: index})
         await _before(deadline, replica.reached(index))
         return ReadPoint(replica.applied_timestamp)
+
+    async def _shared_point(self, node: NodeId, group: GroupId, deadline: float) -> _Points:
+        """Ask ``node`` for a read point, together with all other readers of this moment.
+
+        Only a question that has not left yet is joined: leadership has to be confirmed after the
+        read began.
+        """
+        batch = self._asking.get(node)
+        if batch is None:
+            batch = self._asking[node] = _Asking(asyncio.get_running_loop().create_future())
+            self._router.mesh.pace.soon(partial(self._ask_shared, node))
+        batch.groups[group] = 0
+        batch.deadline = max(batch.deadline, deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.shield(batch.points)
+        except TimeoutError:
+            raise OutcomeUnknown("leadership was not confirmed in time") from None
+
+    def _ask_shared(self, node: NodeId) -> None:
+        batch = self._asking.pop(node)
+        request = _PointRequest(0, batch.groups)
+        task = asyncio.get_running_loop().create_task(self._point_at(node, request, batch.deadline))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(_hand_over, batch.points))
 
     async def _snapshot_now(self, groups: Sequence[GroupId], deadline: float) -> ReadPoint:
         by_node = await self._by_leader(groups, deadline)
@@ -200,6 +255,9 @@ class Reads:
                 for node, ones in terms.items()
             )
         )
+        confirmed = sum(len(answer.indexes) for answer in answers)
+        if confirmed < sum(len(ones) for ones in terms.values()):
+            raise NoLeader("a leader changed; ask again")
         applied: dict[int, int] = {}
         waits = []
         for answer in answers:
@@ -253,29 +311,36 @@ class Reads:
         )
 
     async def _point_here(self, request: _PointRequest) -> _Points:
+        """Those of the groups that are led here and were confirmed; the others are left out."""
         self._clock.merge(request.snapshot)
-        replicas = [self._router.leading(group) for group in request.terms]
-        terms = [replica.raft.term for replica in replicas]
-        for term, wanted in zip(terms, request.terms.values(), strict=True):
-            if wanted not in (0, term):
-                raise NoLeader("the leader changed; ask again")
+        replicas: list[Replica] = []
+        terms: list[int] = []
+        for group, wanted in request.terms.items():
+            replica = self._router.host.replicas.get(group)
+            if replica is None or replica.evaluation is None:
+                continue
+            if wanted in (0, replica.raft.term):
+                replicas.append(replica)
+                terms.append(replica.raft.term)
         proposed = [replica.raft.last_index for replica in replicas]
-        indexes = await asyncio.gather(*(replica.read_barrier() for replica in replicas))
+        indexes = await _gather_known([replica.read_barrier() for replica in replicas])
         if request.snapshot:
-            indexes = proposed
-            pending = [
-                replica.reached_while_leading(index)
-                for replica, index in zip(replicas, proposed, strict=True)
-                if replica.applied < index
-            ]
-            await asyncio.gather(*pending)
-        for replica, term in zip(replicas, terms, strict=True):
-            if replica.evaluation is None or replica.raft.term != term:
-                raise NoLeader("leadership was lost; ask again")
+            waits = zip(replicas, indexes, proposed, strict=True)
+            indexes = await _gather_known(
+                [
+                    _lost() if confirmed is None else replica.reached_while_leading(index)
+                    for replica, confirmed, index in waits
+                ]
+            )
+        points: dict[GroupId, int] = {}
+        applied = 0
+        for replica, term, index, last in zip(replicas, terms, indexes, proposed, strict=True):
+            if index is None or replica.evaluation is None or replica.raft.term != term:
+                continue
             self._router.host.tell_commit(replica)
-        applied = max(replica.applied_timestamp for replica in replicas)
-        groups = [replica.group for replica in replicas]
-        return _Points(applied, dict(zip(groups, indexes, strict=True)))
+            points[replica.group] = last if request.snapshot else index
+            applied = max(applied, replica.applied_timestamp)
+        return _Points(applied, points)
 
     async def _serve_point(self, peer: NodeId, body: bytes) -> bytes:
         deadline = asyncio.get_running_loop().time() + self._config.limits.timeout_ms_max / 1000
@@ -319,6 +384,26 @@ class Reads:
             if commit > timestamp:
                 raise ReadAgain(commit)
         replica.require_intact()
+
+
+def _lost() -> asyncio.Future[int]:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    future.set_exception(NoLeader("leadership was lost; ask again"))
+    return future
+
+
+async def _gather_known(futures: Sequence[asyncio.Future[int]]) -> list[int | None]:
+    """The results, None where the leadership was lost. Raises any other error."""
+    outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    known: list[int | None] = []
+    for outcome in outcomes:
+        if isinstance(outcome, NoLeader):
+            known.append(None)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        else:
+            known.append(outcome)
+    return known
 
 
 def _remaining(deadline: float) -> float:

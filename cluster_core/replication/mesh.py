@@ -86,7 +86,7 @@ class Mesh:
         self.node_id = node_id
         self._clock = clock
         self._transport = transport
-        self._pace = pace
+        self.pace = pace
         self._gathered: dict[NodeId, list[bytes]] = {}
         """Requests and answers that wait for others to leave with them."""
         self._on_messages = on_messages
@@ -202,7 +202,7 @@ class Mesh:
     def _send(self, peer: NodeId, kind: int, request_id: int, body: object) -> None:
         frame = _encode((kind, request_id, self._clock.latest, body))
         if not self._gathered:
-            self._pace.soon(self._send_gathered)
+            self.pace.soon(self._send_gathered)
         self._gathered.setdefault(peer, []).append(frame)
 
     def _send_gathered(self) -> None:
