@@ -265,8 +265,12 @@ class Replica:
         """Remember which followers have all of the log; called every tick while leading."""
         last = self.raft.last_index
         for other in self.members:
-            if other != self.id and self.raft.match_index(other) >= last:
+            if other == self.id:
+                continue
+            if self.raft.match_index(other) >= last:
                 self._level_since[other] = now
+            else:
+                self._level_since.setdefault(other, now)
 
     def level_since(self, other: ReplicaId, now: float) -> float:
         """When ``other`` was last seen with all of the log; ``now`` while it is."""
