@@ -26,6 +26,7 @@ from cluster_core.query.execute import execute
 from cluster_core.query.host import ReadAgain, ReadPoint
 from cluster_core.query.plan import Get, History, Query, check_query
 from cluster_core.query.results import QueryResult, Statistics, VersionRow
+from cluster_core.replication.closed import ClosedTimestamps
 from cluster_core.replication.host import ReplicationHost
 from cluster_core.replication.mesh import Mesh
 from cluster_core.replication.pace import Pace
@@ -97,6 +98,7 @@ class ClusterNode:
             on_storage_failed=self._report_storage,
         )
         self.mesh = Mesh(node_id, clock, transport, pace, self._on_messages)
+        self.closed = ClosedTimestamps(self.host, self.mesh, clock)
         self.router = Router(self.host, self.mesh, self.tables)
         self.participant = Participant(self.router, clock, config)
         self.transactions = Transactions(self.router, self.participant, clock, config, random)

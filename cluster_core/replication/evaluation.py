@@ -10,6 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from cluster_core.graph.indexes import (
+    IndexDefinition,
+    Indexes,
+    decode_definition,
+    encode_definition,
+    maintained,
+)
 from cluster_core.ports import DATA, Engine
 from cluster_core.replication.command import Command, encode_command
 from cluster_core.replication.intents import Intent, encode_intent
@@ -25,6 +32,9 @@ class Evaluation:
 
     def __init__(self, engine: Engine, group: GroupId, intents: list[Intent]) -> None:
         self.group = group
+        self.indexes: Indexes = {}
+        self.definitions = _definitions(engine, group)
+        """Of property indexes by id, as this group's log has them; those in flight included."""
         self.locks = LockTable()
         self._engine = engine
         self._versions: dict[bytes, tuple[Timestamp, bytes, int]] = {}
@@ -33,6 +43,7 @@ class Evaluation:
         self._flight: deque[Draft] = deque()
         for intent in intents:
             self._take(intent)
+        self._maintain()
 
     def newest(self, user_key: bytes) -> tuple[Timestamp, bytes] | None:
         """The newest version of ``user_key``, with an empty value for a tombstone."""
@@ -68,6 +79,12 @@ class Evaluation:
         """The undecided intent of ``transaction`` in this partition."""
         return self._intents.get(transaction)
 
+    @property
+    def lowest_prepared(self) -> Timestamp | None:
+        """The lowest timestamp at which an undecided intent is prepared, in flight or applied: what
+        is committed of them later is not below it."""
+        return min((intent.prepared for intent in self._intents.values()), default=None)
+
     def begin(self, index: int) -> Draft:
         """A draft of the entry that will be proposed at ``index``, in this turn of the loop.
 
@@ -94,6 +111,17 @@ class Evaluation:
                 entry = self._plain.get(key)
                 if entry is not None and entry[1] == at:
                     del self._plain[key]
+
+    def _define(self, definition: IndexDefinition) -> None:
+        self.definitions[definition.id] = definition
+        self._maintain()
+
+    def _undefine(self, index: int) -> None:
+        self.definitions.pop(index, None)
+        self._maintain()
+
+    def _maintain(self) -> None:
+        self.indexes = maintained(self.definitions.values())
 
     def _take(self, intent: Intent) -> None:
         self._intents[intent.transaction] = intent
@@ -162,6 +190,19 @@ class Draft:
         """An entry of the change feed."""
         self._puts += (keys.change(self._evaluation.group, timestamp, digest), description)
 
+    def define(self, definition: IndexDefinition) -> None:
+        """The state of an index from here on: what is evaluated next obeys it."""
+        before = self._evaluation.definitions.get(definition.id)
+        assert before is None or before.state < definition.state, "a state only moves forward"
+        key = keys.index_definition(self._evaluation.group, definition.id)
+        self.put(key, encode_definition(definition))
+        self._evaluation._define(definition)
+
+    def undefine(self, index: int) -> None:
+        """Forget an index: in the meta group, once it is GONE in every partition."""
+        self.delete(keys.index_definition(self._evaluation.group, index))
+        self._evaluation._undefine(index)
+
     def prepare(self, intent: Intent) -> None:
         """Add ``intent``, and hold its locks from now on."""
         key = keys.intent(self._evaluation.group, intent.transaction)
@@ -187,3 +228,9 @@ class Draft:
         return encode_command(
             Command(self.timestamp, self._puts, self._deletes, self._prepared, self._resolved)
         )
+
+
+def _definitions(engine: Engine, group: GroupId) -> dict[int, IndexDefinition]:
+    prefix = keys.table_prefix(group, keys.INDEX)
+    found = [decode_definition(value) for _, value in engine.scan(DATA, prefix, keys.after(prefix))]
+    return {definition.id: definition for definition in found}

@@ -81,6 +81,9 @@ class ReplicationHost:
         self.node_id = node_id
         self.replicas: dict[GroupId, Replica] = {}
         self.storage_error: KotobaError | None = None
+        self.on_tick: Callable[[], None] | None = None
+        """Called before the groups' ticks, while the disk keeps up: the readers that begin there
+        share the round of the heartbeats."""
         self._engine = engine
         self._clock = clock
         self._config = config
@@ -368,6 +371,8 @@ class ReplicationHost:
                 self._tick_groups(now)
 
     def _tick_groups(self, now: float) -> None:
+        if self.on_tick is not None:
+            self.on_tick()
         for replica in self.replicas.values():
             replica.raft.tick()
             if replica.is_leader:

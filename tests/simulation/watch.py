@@ -6,6 +6,7 @@ from typing import Final
 
 from cluster_core.types import GroupId
 from tests.simulation.invariants.clock_monotonicity import ClockMonotonicity
+from tests.simulation.invariants.closed_timestamps import ClosedTimestampsHold
 from tests.simulation.invariants.election_safety import ElectionSafety
 from tests.simulation.invariants.log_matching import LogMatching
 from tests.simulation.invariants.no_lost_write import NoLostWrite
@@ -29,7 +30,13 @@ class Watch:
         self._world = world
         self._views = Views(world)
         self._elections = ElectionSafety()
-        self._logs: list[Invariant] = [LogMatching(), StateMachineSafety(), ClockMonotonicity()]
+        self.closed = ClosedTimestampsHold()
+        self._logs: list[Invariant] = [
+            LogMatching(),
+            StateMachineSafety(),
+            ClockMonotonicity(),
+            self.closed,
+        ]
         self._next = 0.0
         self._leaders_noted = 0
         world.loop.after_turn = self._after_turn
