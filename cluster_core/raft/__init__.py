@@ -1,19 +1,25 @@
 """The Raft core: one replica of one group as a pure state machine.
 
 ``core.py`` owns the transitions and opens with the rules; ``ready.py`` holds the contract between
-it and its host; ``quorum.py``, ``progress.py``, ``log.py`` and ``read_only.py`` are the leaves.
+it and its host. The others are leaves: ``log.py`` (what is in the log), ``membership.py`` and
+``quorum.py`` (who decides), ``peers.py`` and ``progress.py`` (what a leader knows of the others),
+``read_only.py`` (rounds of reads), ``refusals.py``.
 """
 
 from __future__ import annotations
 
-from cluster_core.raft.core import NOBODY, NotLeading, ProposalRefused, Raft, Refusal, Role
+from cluster_core.raft.core import NOBODY, Raft, Role
 from cluster_core.raft.log import LogReader
-from cluster_core.raft.quorum import Configuration, VoteResult
+from cluster_core.raft.membership import Change, decode_configuration, encode_configuration
+from cluster_core.raft.quorum import UNKNOWN, Configuration, VoteResult
 from cluster_core.raft.read_only import ReadState
-from cluster_core.raft.ready import Ready
+from cluster_core.raft.ready import Ready, SnapshotNeeded
+from cluster_core.raft.refusals import NotLeading, ProposalRefused, Refusal
 
 __all__ = [
     "NOBODY",
+    "UNKNOWN",
+    "Change",
     "Configuration",
     "LogReader",
     "NotLeading",
@@ -23,5 +29,8 @@ __all__ = [
     "Ready",
     "Refusal",
     "Role",
+    "SnapshotNeeded",
     "VoteResult",
+    "decode_configuration",
+    "encode_configuration",
 ]

@@ -42,6 +42,16 @@ Transfer (D §3.10)
     The leader takes no more proposals, brings the target up to date and tells it to campaign. It
     goes on by itself after an election time-out.
 
+Membership (§6, D §4)
+    The latest configuration in the log counts, committed or not; ``membership.py`` says why, and
+    which changes take two steps. A leader that is no voter any more goes on until that is
+    committed, without counting itself, then hands over and steps down (D §4.2.2). Requests are
+    taken from replicas that we have never heard of: they may know a newer configuration.
+
+Compaction (§7)
+    The host drops what is applied, durable, and needed by no peer that is near. A peer that needs
+    it all the same gets a snapshot, out of band; ``ready.py`` has the contract for it.
+
 Messages of a leader are not made when their cause occurs but when :meth:`Raft.ready` is called:
 whatever happened since the last call leaves as one Append, one Heartbeat per peer.
 """
@@ -50,17 +60,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import Enum
+from operator import attrgetter
 from typing import Any, Final
 
 from cluster_core.config import RaftConfig
 from cluster_core.ports import Random
 from cluster_core.raft.log import LogReader, RaftLog
-from cluster_core.raft.progress import Inflights, Progress, ProgressState
-from cluster_core.raft.quorum import Configuration, VoteResult
+from cluster_core.raft.membership import (
+    Change,
+    ConfigurationLog,
+    changed,
+    encode_configuration,
+    left,
+    unfit,
+)
+from cluster_core.raft.peers import Peers
+from cluster_core.raft.progress import Progress, ProgressState
+from cluster_core.raft.quorum import UNKNOWN, Configuration, VoteResult
 from cluster_core.raft.read_only import ReadRounds, ReadState
-from cluster_core.raft.ready import Ready
+from cluster_core.raft.ready import Ready, SnapshotNeeded
+from cluster_core.raft.refusals import NotLeading, ProposalRefused, Refusal
 from cluster_core.types import GroupId, ReplicaId
 from cluster_core.wire.messages import (
+    CONFIGURATION,
     Append,
     AppendReply,
     Commit,
@@ -69,15 +91,18 @@ from cluster_core.wire.messages import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    SnapshotOffer,
     TimeoutNow,
     Vote,
     VoteReply,
 )
 
-__all__ = ["NOBODY", "NotLeading", "ProposalRefused", "Raft", "Refusal", "Role"]
+__all__ = ["NOBODY", "Raft", "Role"]
 
 NOBODY: Final[ReplicaId] = 0
 """No leader known, no vote given, no transfer under way."""
+
+_kind_of: Final = attrgetter("kind")
 
 
 class Role(Enum):
@@ -89,26 +114,6 @@ class Role(Enum):
     LEADER = "leader"
 
 
-class Refusal(Enum):
-    """Why a proposal was refused."""
-
-    NOT_LEADER = "not the leader"
-    TRANSFERRING = "leadership is being transferred"
-    TOO_MANY_UNCOMMITTED = "too many bytes wait to be committed"
-
-
-class ProposalRefused(Exception):
-    """The proposal left nothing behind; it was certainly not and will not be executed."""
-
-    def __init__(self, reason: Refusal) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
-
-
-class NotLeading(Exception):
-    """Only a leader can start a read."""
-
-
 class Raft:
     """One replica of one group. Synchronous and pure: it knows no clock, no disk, no network.
 
@@ -118,12 +123,15 @@ class Raft:
 
     ``hard_state`` and ``log`` are what the disk held when the process started, ``applied`` the
     index up to which the state machine on the same disk had applied: commitment is recovered from
-    it. ``random`` draws the election time-outs.
+    it. ``configuration`` is the one that the state machine has applied (:class:`Ready`, point 3);
+    as long as there is none, ``voters`` and ``learners`` are those with which the group began. A
+    replica that joins later has neither. ``random`` draws the election time-outs.
     """
 
     __slots__ = (
         "_append_due",
         "_config",
+        "_configurations",
         "_elapsed",
         "_handed_leader",
         "_handed_role",
@@ -133,22 +141,19 @@ class Raft:
         "_heartbeat_due",
         "_heartbeat_elapsed",
         "_log",
-        "_match_of",
         "_messages",
         "_messages_after_persist",
-        "_own",
         "_peers",
-        "_progress",
         "_random",
         "_read_states",
         "_reads",
         "_reads_lost",
-        "_round_of",
+        "_restoring",
+        "_snapshots",
         "_timeout",
         "_transfer_elapsed",
         "_votes",
         "commit_untold",
-        "configuration",
         "group",
         "leader",
         "replica",
@@ -164,8 +169,9 @@ class Raft:
         *,
         group: GroupId,
         replica: ReplicaId,
-        voters: Iterable[ReplicaId],
+        voters: Iterable[ReplicaId] = (),
         learners: Iterable[ReplicaId] = (),
+        configuration: Configuration | None = None,
         hard_state: HardState,
         log: LogReader,
         applied: int,
@@ -174,8 +180,6 @@ class Raft:
     ) -> None:
         self.group = group
         self.replica = replica
-        self.configuration = Configuration.of(voters, learners)
-        assert replica in self.configuration.members
         assert 0 < config.heartbeat_ticks < config.election_ticks
         self._config = config
         self._random = random
@@ -201,18 +205,12 @@ class Raft:
         self._votes: dict[ReplicaId, bool] = {}
         """Answers to the campaign that is under way."""
 
-        self._progress = {
-            member: Progress(
-                member, Inflights(config.inflight_messages_max, config.inflight_bytes_max)
-            )
-            for member in self.configuration.members
-        }
-        """Of every member, ourselves included; means something only while we lead."""
-        self._own = self._progress[replica]
-        self._peers = [p for member, p in self._progress.items() if member != replica]
-        progress = self._progress
-        self._match_of: Callable[[ReplicaId], int] = lambda member: progress[member].match
-        self._round_of: Callable[[ReplicaId], int] = lambda member: progress[member].round_acked
+        self._peers = Peers(replica, config)
+        founding = Configuration.of(voters, learners) if voters else UNKNOWN
+        self._configurations = ConfigurationLog(configuration or founding)
+        for entries in self._log.unapplied():
+            self._configurations.append(entries)
+        self._take_configuration()
         self._reads = ReadRounds()
 
         self.commit_untold = False
@@ -220,8 +218,11 @@ class Raft:
         self._append_due = False
         """Some peer is to get entries or a probe."""
         self._heartbeat_due = False
+        self._restoring: SnapshotOffer | None = None
+        """The snapshot that the host is taking in."""
         self._messages: list[Message] = []
         self._messages_after_persist: list[Message] = []
+        self._snapshots: list[SnapshotNeeded] = []
         self._read_states: list[ReadState] = []
         self._reads_lost: list[int] = []
         self._handed_vote_term = hard_state.term
@@ -239,12 +240,27 @@ class Raft:
     # -- State -----------------------------------------------------------------------------------
 
     @property
+    def configuration(self) -> Configuration:
+        """The one that counts: the latest in the log, committed or not (§6)."""
+        return self._peers.configuration
+
+    @property
     def voters(self) -> tuple[ReplicaId, ...]:
         return self.configuration.voters
 
     @property
     def learners(self) -> tuple[ReplicaId, ...]:
         return self.configuration.learners
+
+    @property
+    def applied_configuration(self) -> Configuration:
+        """The one at :attr:`applied`, which a snapshot that ends there says."""
+        return self._configurations.applied
+
+    @property
+    def change_pending(self) -> bool:
+        """Whether a change of the configuration is not yet done: not applied, or joint."""
+        return self._configurations.latest_index > 0 or self.configuration.is_joint
 
     @property
     def commit(self) -> int:
@@ -259,6 +275,11 @@ class Raft:
     @property
     def last_index(self) -> int:
         return self._log.last_index
+
+    @property
+    def first_index(self) -> int:
+        """Of the oldest entry in the log."""
+        return self._log.first_index
 
     @property
     def is_leader(self) -> bool:
@@ -279,7 +300,9 @@ class Raft:
 
     def match_index(self, replica: ReplicaId) -> int:
         """As a leader: up to where ``replica`` has the log on its disk, as far as we know."""
-        return self._progress[replica].match if self.role is Role.LEADER else 0
+        if self.role is not Role.LEADER or replica not in self._peers:
+            return 0
+        return self._peers[replica].match
 
     # -- Requests of the host --------------------------------------------------------------------
 
@@ -317,6 +340,38 @@ class Raft:
         self._append_due = True
         return index, self.term
 
+    def change_refusal(self, change: Change) -> Refusal | None:
+        """Why :meth:`propose_configuration` would refuse ``change`` now."""
+        reason = self.refusal()
+        if reason is not None:
+            return reason
+        if self.change_pending:
+            return Refusal.CHANGE_PENDING
+        if not self.committed_in_term:
+            return Refusal.TERM_TOO_YOUNG
+        if unfit(self.configuration, change):
+            return Refusal.IMPOSSIBLE
+        last_index = self._log.last_index
+        if not all(self._peers.caught_up(learner, last_index) for learner in change.promote):
+            return Refusal.NOT_CAUGHT_UP
+        after = changed(self.configuration, change)
+        if after.voters != self.voters and not self._peers.could_decide(after):
+            return Refusal.QUORUM_LOST
+        return None
+
+    def propose_configuration(self, change: Change) -> tuple[int, int]:
+        """Begin to change the members (§6): index and term of the entry, as for :meth:`propose`.
+
+        It counts from now on, also before it is committed. Of a change in two steps the entry is
+        the first; the second follows by itself, and the change is done when
+        :attr:`change_pending` is False. Raises :class:`ProposalRefused` exactly when
+        :meth:`change_refusal` says why.
+        """
+        reason = self.change_refusal(change)
+        if reason is not None:
+            raise ProposalRefused(reason)
+        return self._append_configuration(changed(self.configuration, change))
+
     def read_index(self, context: int) -> None:
         """Ask for a point at which a linearizable read can be served (D §6.4).
 
@@ -329,7 +384,7 @@ class Raft:
 
     def campaign(self) -> None:
         """Try to become the leader, beginning with the rehearsal. Nothing if we lead, or learn."""
-        if self.role is Role.LEADER:
+        if self.role is Role.LEADER or self._restoring:
             return
         self._elapsed = 0
         if self.configuration.is_voter(self.replica):
@@ -354,7 +409,7 @@ class Raft:
         self.commit_untold = False
         if self.role is not Role.LEADER:
             return
-        for peer in self._peers:
+        for peer in self._peers.others:
             commit = min(peer.match, self._log.committed)
             if commit > peer.commit_sent:
                 peer.commit_sent = commit
@@ -371,18 +426,15 @@ class Raft:
             return
         if not self.configuration.is_voter(target):
             return
-        self.transferee = target
-        self._transfer_elapsed = 0
-        peer = self._progress[target]
-        if peer.match < self._log.last_index:
-            peer.ask = self._append_due = True
-        self._try_transfer(peer)
+        self._begin_transfer(target)
 
     def peer_unreachable(self, replica: ReplicaId) -> None:
         """The stream to ``replica`` broke: what was sent ahead is taken for lost."""
-        progress = self._progress.get(replica)
-        if self.role is Role.LEADER and progress is not None and progress is not self._own:
-            progress.become_probe()
+        peer = self._peers.find(replica)
+        if self.role is not Role.LEADER or peer is None:
+            return
+        if peer.state is not ProgressState.SNAPSHOT:
+            peer.become_probe()
 
     def step_down(self) -> None:
         """Give up the leadership without a new term: our disk fails, or is too slow."""
@@ -395,12 +447,103 @@ class Raft:
         Reports come in the order of the Readys; an unknown one changes nothing.
         """
         if self._log.persisted_to(index, term) and self.role is Role.LEADER:
-            self._own.acked(self._log.persisted)
+            self._peers.own.acked(self._log.persisted)
             self._try_commit(self._log.persisted)
 
     def applied_to(self, index: int) -> None:
         """The state machine has applied everything up to ``index``."""
         self._log.applied_to(index)
+        self._configurations.applied_to(index)
+
+    # -- Truncation and snapshots (§7) -----------------------------------------------------------
+
+    def truncation_point(self, keep_entries: int, *, spare_followers: bool = True) -> int:
+        """The highest index up to which the log may be dropped; ``first_index - 1`` for nothing.
+
+        Never what is not applied, not durable, or behind a snapshot that is on its way to a peer;
+        nor the newest ``keep_entries``; nor what a follower that answers still lacks, unless the
+        host finds the log too long for that and says so with ``spare_followers``.
+        """
+        log = self._log
+        nothing = log.first_index - 1
+        if self._restoring:
+            return nothing
+        point = min(log.applied, log.persisted, log.last_index - keep_entries)
+        if self.role is Role.LEADER:
+            if not self.committed_in_term:
+                return nothing  # we have not heard yet who needs what
+            point = self._peers.needed_from(point, spare_followers=spare_followers)
+        return max(point, nothing)
+
+    def truncated_to(self, index: int) -> None:
+        """The host has dropped the log up to ``index``, which :meth:`truncation_point` allowed."""
+        assert not self._restoring
+        self._log.truncated_to(index)
+
+    def snapshot_offer(self, target: ReplicaId) -> SnapshotOffer:
+        """The offer of a snapshot of what is applied now. Raises :class:`NotLeading`."""
+        if self.role is not Role.LEADER:
+            raise NotLeading
+        index = self._log.applied
+        last_term = self._log.term(index)
+        return SnapshotOffer(self.group, self.replica, target, self.term, index, last_term)
+
+    def snapshot_finished(self, target: ReplicaId, index: int) -> None:
+        """``target`` has a snapshot that ends at ``index``, durably: go on behind it."""
+        peer = self._peers.find(target)
+        if self.role is Role.LEADER and peer is not None:
+            self._acked(peer, index)
+
+    def snapshot_failed(self, target: ReplicaId) -> None:
+        """``target`` has not got its snapshot. If it answers heartbeats, it is asked anew."""
+        peer = self._peers.find(target)
+        if self.role is Role.LEADER and peer is not None:
+            peer.snapshot_failed()
+
+    def wants(self, offer: SnapshotOffer) -> bool:
+        """Whether the snapshot would bring this replica something; after it has stepped ``offer``.
+
+        Never one that goes back, and none whose last entry the log has: what follows it there may
+        have been acknowledged.
+        """
+        assert offer.term <= self.term, "an offer is stepped first"
+        return (
+            self.role is not Role.LEADER
+            and self._restoring is None
+            and offer.index > self._log.committed
+            and not self._log.matches(offer.index, offer.last_term)
+        )
+
+    def begin_restore(self, offer: SnapshotOffer) -> bool:
+        """The host has all of the snapshot and is about to take it in: whether it still may.
+
+        From now on the log and the state machine are the host's, until :meth:`restore` or
+        :meth:`abandon_restore`.
+        """
+        if not self.wants(offer):
+            return False
+        if self.role is not Role.FOLLOWER:
+            self._become_follower(self.term, NOBODY)
+        self._restoring = offer
+        return True
+
+    def restore(self, configuration: Configuration) -> None:
+        """The snapshot of :meth:`begin_restore` has replaced everything, durably.
+
+        ``configuration`` is what it says. A log that conflicted with it is gone.
+        """
+        offer = self._restoring
+        assert offer is not None
+        self._restoring = None
+        self._log.restore(offer.index, offer.last_term)
+        self._configurations.restore(configuration)
+        self._take_configuration()
+        if self.leader != NOBODY:
+            self._acknowledge(self.leader, offer.index)
+
+    def abandon_restore(self) -> None:
+        """Nothing was taken in after all."""
+        self._restoring = None
 
     # -- Output ----------------------------------------------------------------------------------
 
@@ -444,12 +587,14 @@ class Raft:
             messages=tuple(self._messages),
             messages_after_persist=tuple(self._messages_after_persist),
             committed=self._log.take_committed(self._config.apply_bytes_max),
+            snapshots=tuple(self._snapshots),
             reads=tuple(self._read_states),
             reads_lost=tuple(self._reads_lost),
             role_changed=role_changed,
         )
         self._messages.clear()
         self._messages_after_persist.clear()
+        self._snapshots.clear()
         self._read_states.clear()
         self._reads_lost.clear()
         return ready
@@ -467,9 +612,11 @@ class Raft:
     # -- Terms and roles (§5.1) ------------------------------------------------------------------
 
     def step(self, message: Message) -> None:
-        """Take in a message. Those for other replicas, or from strangers, change nothing."""
+        """Take in a message. Those for other replicas, and answers of strangers, change nothing."""
         assert message.group == self.group
-        if message.target != self.replica or message.source not in self._progress:
+        if message.target != self.replica:
+            return
+        if message.source not in self._peers and isinstance(message, _ANSWERS):
             return
         if message.source == self.replica and type(message) is not VoteReply:
             return
@@ -500,10 +647,9 @@ class Raft:
     def _refuse_lower_term(self, message: Message) -> None:
         """Tell a stale leader or candidate our term (§5.1); its answer promises nothing."""
         reply: Message
-        if isinstance(message, Append):
-            reply = AppendReply(
-                self.group, self.replica, message.source, self.term, message.prev_index, True
-            )
+        if isinstance(message, Append | SnapshotOffer):
+            refused = message.prev_index if isinstance(message, Append) else message.index
+            reply = AppendReply(self.group, self.replica, message.source, self.term, refused, True)
         elif isinstance(message, Heartbeat):
             reply = HeartbeatReply(self.group, self.replica, message.source, self.term)
         elif isinstance(message, Vote):
@@ -568,7 +714,7 @@ class Raft:
                 pre,
                 transfer,
             )
-            for peer in self._peers
+            for peer in self._peers.others
             if self.configuration.is_voter(peer.replica)
         ]
 
@@ -620,9 +766,8 @@ class Raft:
         self._enter(Role.LEADER, self.term, self.replica)
         self._heartbeat_elapsed = 0
         log = self._log
-        for progress in self._progress.values():
-            progress.reset(log.last_index + 1)
-        self._own.acked(log.persisted)
+        self._peers.reset(log.last_index + 1)
+        self._peers.own.acked(log.persisted)
         self.term_start = log.last_index + 1
         log.append(Entry(self.term, self.term_start))
         self._append_due = True
@@ -632,51 +777,50 @@ class Raft:
     def _tick_leader(self) -> None:
         if self._elapsed >= self._config.election_ticks:
             self._elapsed = 0
-            if not self._heard_quorum():
+            if not self._peers.heard_quorum():
                 self._become_follower(self.term, NOBODY)
                 return
         if self.transferee:
             self._transfer_elapsed += 1
             if self._transfer_elapsed >= self._config.election_ticks:
                 self.transferee = NOBODY
+                self._finish_change(hand_over=False)
+                if self.role is not Role.LEADER:
+                    return
         self._heartbeat_elapsed += 1
         if self._heartbeat_elapsed >= self._config.heartbeat_ticks:
             self._heartbeat_elapsed = 0
-            self._heartbeat_due = bool(self._peers)
-            for peer in self._peers:
+            self._heartbeat_due = bool(self._peers.others)
+            for peer in self._peers.others:
                 peer.beat()
-
-    def _heard_quorum(self) -> bool:
-        """Whether a quorum answered since the last time; starts the next period."""
-        heard = {self.replica: True}
-        for peer in self._peers:
-            heard[peer.replica] = peer.recent_active
-            peer.recent_active = False
-        return self.configuration.vote_result(heard) is VoteResult.WON
 
     # -- Replication, as the leader (§5.3, D §10.2) ----------------------------------------------
 
     def _speak_as_leader(self) -> None:
         """Make the messages that are due, each kind once for all that happened."""
         if self._reads.waiting and self.committed_in_term:
-            self._own.round_acked = self._reads.open(self._log.committed)
+            self._peers.own.round_acked = self._reads.open(self._log.committed)
             self._confirm_reads()
             self._heartbeat_due = self._heartbeat_due or self._reads.unconfirmed
         if self._append_due:
             self._append_due = False
-            for peer in self._peers:
+            for peer in self._peers.others:
                 self._send_appends(peer)
         if self._heartbeat_due:
             self._heartbeat_due = False
-            for peer in self._peers:
+            for peer in self._peers.others:
                 self._send_heartbeat(peer)
 
     def _send_appends(self, peer: Progress) -> None:
         """Everything that ``peer`` lacks, as far as its state and the bounds allow."""
         last_index = self._log.last_index
+        if peer.state is ProgressState.SNAPSHOT or peer.probe_sent:
+            return
+        if peer.next < self._log.first_index:
+            self._need_snapshot(peer)
+            return
         if peer.state is ProgressState.PROBE:
-            if not peer.probe_sent:
-                self._send_append(peer, self._entries_for(peer) if peer.next <= last_index else ())
+            self._send_append(peer, self._entries_for(peer) if peer.next <= last_index else ())
             return
         while peer.next <= last_index and not peer.inflights.full:
             self._send_append(peer, self._entries_for(peer))
@@ -706,6 +850,14 @@ class Raft:
         )
         peer.sent(last, log.size_of(entries) if entries else 0, commit)
 
+    def _need_snapshot(self, peer: Progress) -> None:
+        """What ``peer`` lacks is dropped (§7). One that does not answer is left alone."""
+        if peer.is_live:
+            peer.become_snapshot(self._log.applied)
+            self._snapshots.append(SnapshotNeeded(peer.replica, peer.pending))
+        elif peer.state is ProgressState.REPLICATE:
+            peer.become_probe()
+
     def _send_heartbeat(self, peer: Progress) -> None:
         """Commits no more than what ``peer`` surely has: a heartbeat checks no log."""
         self._messages.append(
@@ -722,15 +874,20 @@ class Raft:
     def _on_append_reply(self, message: AppendReply) -> None:
         if self.role is not Role.LEADER:
             return
-        peer = self._progress[message.source]
+        peer = self._peers[message.source]
         peer.recent_active = True
         if message.reject:
             self._on_rejection(peer, message)
             return
-        assert message.index <= self._log.last_index, "acknowledged what we never had"
-        if not peer.acked(message.index):
+        self._acked(peer, message.index)
+
+    def _acked(self, peer: Progress, index: int) -> None:
+        assert index <= self._log.last_index, "acknowledged what we never had"
+        if not peer.acked(index):
             return
-        self._try_commit(message.index)
+        self._try_commit(index)
+        if self.role is not Role.LEADER:
+            return
         if peer.next <= self._log.last_index:
             self._append_due = True
         if peer.commit_sent < min(peer.match, self._log.committed):
@@ -750,7 +907,7 @@ class Raft:
     def _on_heartbeat_reply(self, message: HeartbeatReply) -> None:
         if self.role is not Role.LEADER:
             return
-        peer = self._progress[message.source]
+        peer = self._peers[message.source]
         peer.recent_active = True
         if peer.answered_beat():
             self._append_due = True
@@ -770,20 +927,26 @@ class Raft:
 
     def _on_append(self, message: Append) -> None:
         self._follow(message.source)
+        if self._restoring:
+            return
         log = self._log
         if message.prev_index < log.committed:
             # An old message: what is committed here agrees with every leader (§5.4).
-            self._acknowledge(message, log.committed)
+            self._acknowledge(message.source, log.committed)
         elif log.try_append(message.prev_index, message.prev_term, message.entries):
+            if self._configurations.latest_index or any(map(_kind_of, message.entries)):
+                self._configurations.retain(log.matches)
+                self._configurations.append(message.entries)
+                self._take_configuration()
             last = message.prev_index + len(message.entries)
             log.commit_to(min(message.commit, last))
-            self._acknowledge(message, last)
+            self._acknowledge(message.source, last)
         else:
             self._reject(message)
 
-    def _acknowledge(self, message: Append, index: int) -> None:
+    def _acknowledge(self, leader: ReplicaId, index: int) -> None:
         self._messages_after_persist.append(
-            AppendReply(self.group, self.replica, message.source, self.term, index)
+            AppendReply(self.group, self.replica, leader, self.term, index)
         )
 
     def _reject(self, message: Append) -> None:
@@ -805,11 +968,24 @@ class Raft:
 
     def _on_commit(self, message: Commit) -> None:
         self._follow(message.source)
-        self._log.commit_to(message.commit)
+        if not self._restoring:
+            self._log.commit_to(message.commit)
+
+    def _on_snapshot_offer(self, message: SnapshotOffer) -> None:
+        """A snapshot holds what is committed: having its last entry is having all of it."""
+        self._follow(message.source)
+        if self._restoring:
+            return
+        log = self._log
+        if log.committed < message.index and log.matches(message.index, message.last_term):
+            log.commit_to(message.index)
+        if message.index <= log.committed:
+            self._acknowledge(message.source, log.committed)
 
     def _on_heartbeat(self, message: Heartbeat) -> None:
         self._follow(message.source)
-        self._log.commit_to(message.commit)
+        if not self._restoring:
+            self._log.commit_to(message.commit)
         self._messages.append(
             HeartbeatReply(self.group, self.replica, message.source, self.term, message.round)
         )
@@ -824,18 +1000,65 @@ class Raft:
         log = self._log
         if acked <= log.committed:
             return
-        index = self.configuration.committed(self._match_of)
+        index = self._peers.committed()
         if index <= log.committed or index < self.term_start:
             return
         log.commit_to(index)
-        self.commit_untold = bool(self._peers)
+        self.commit_untold = bool(self._peers.others)
+        self._finish_change()
 
     def _confirm_reads(self) -> None:
         if self._reads.unconfirmed:
-            confirmed = self.configuration.committed(self._round_of)
+            confirmed = self._peers.confirmed()
             self._read_states += self._reads.confirm(confirmed)
 
+    # -- Membership (§6, D §4) -------------------------------------------------------------------
+
+    def _take_configuration(self) -> None:
+        """Let the latest configuration of the log count."""
+        configuration = self._configurations.latest
+        if configuration != self._peers.configuration:
+            self._peers.take(configuration, self._log.last_index + 1)
+
+    def _append_configuration(self, configuration: Configuration) -> tuple[int, int]:
+        index = self._log.last_index + 1
+        entry = Entry(self.term, index, encode_configuration(configuration), CONFIGURATION)
+        self._log.append(entry)
+        self._configurations.append((entry,))
+        self._take_configuration()
+        self._append_due = True
+        # Fewer may be needed now for what is on its way; never for this entry, which is nowhere.
+        self._try_commit(index)
+        self._confirm_reads()
+        return index, self.term
+
+    def _finish_change(self, *, hand_over: bool = True) -> None:
+        """Something was committed, or a transfer has failed: take the step that is next.
+
+        A joint configuration is left as soon as it is committed. A leader whose removal is hands
+        over first, if another voter is there, and then steps down. None of it during a transfer,
+        which another entry would hold up.
+        """
+        if self.transferee or self._configurations.latest_index > self._log.committed:
+            return
+        if self.configuration.is_joint:
+            self._append_configuration(left(self.configuration))
+        elif not self.configuration.is_voter(self.replica):
+            successor = self._peers.successor() if hand_over else None
+            if successor is None:
+                self._become_follower(self.term, NOBODY)
+            else:
+                self._begin_transfer(successor)
+
     # -- Transfer (D §3.10) ----------------------------------------------------------------------
+
+    def _begin_transfer(self, target: ReplicaId) -> None:
+        self.transferee = target
+        self._transfer_elapsed = 0
+        peer = self._peers[target]
+        if peer.match < self._log.last_index:
+            peer.ask = self._append_due = True
+        self._try_transfer(peer)
 
     def _try_transfer(self, peer: Progress) -> None:
         """Tell the target to campaign as soon as it has everything."""
@@ -844,7 +1067,9 @@ class Raft:
 
     def _on_timeout_now(self, _message: TimeoutNow) -> None:
         """No rehearsal: the leader wants it, and its followers must not stand on their leases."""
-        if self.role is not Role.LEADER and self.configuration.is_voter(self.replica):
+        if self.role is Role.LEADER or self._restoring:
+            return
+        if self.configuration.is_voter(self.replica):
             self._become_candidate(transfer=True)
 
 
@@ -857,4 +1082,7 @@ _STEPS: Final[dict[type, Callable[[Raft, Any], None]]] = {
     VoteReply: Raft._on_vote_reply,
     TimeoutNow: Raft._on_timeout_now,
     Commit: Raft._on_commit,
+    SnapshotOffer: Raft._on_snapshot_offer,
 }
+
+_ANSWERS: Final = (AppendReply, HeartbeatReply, VoteReply)

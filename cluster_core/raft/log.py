@@ -4,7 +4,7 @@ The window holds the newest entries: surely all that are not known to be durable
 this process and not applied yet, and some older ones for followers a little behind. Older
 entries are read through a :class:`LogReader`. ::
 
-    1 ............ first .................................................. last
+    first_index .. window ................................................. last_index
     | LogReader    | window: kept back   | to apply | to commit | to persist |
 
 Three numbers move forward on their own: ``applied <= committed <= last`` and
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Final, Protocol
 
@@ -33,7 +34,11 @@ def entry_bytes(entry: Entry) -> int:
 
 
 class LogReader(Protocol):
-    """The entries that the host has written, durable or not."""
+    """The entries that the host has written, durable or not.
+
+    Of the entry before the first (dropped by a truncation, or the last one of a snapshot, §7) the
+    index and term are kept; 0 and 0 for a log that begins at 1.
+    """
 
     def first_index(self) -> int:
         """Index of the oldest entry that is kept; 1 for a log that was never truncated."""
@@ -71,7 +76,8 @@ class _Write:
 class RaftLog:
     """The log of one replica. Invariants:
 
-    - ``applied <= committed <= last_index``; none of the first two ever decreases;
+    - ``first_index - 1 <= applied <= committed <= last_index``; none of the first three ever
+      decreases;
     - entries up to ``committed`` are never replaced;
     - everything above ``persisted`` is in the window.
     """
@@ -89,6 +95,7 @@ class RaftLog:
         "_writes",
         "applied",
         "committed",
+        "first_index",
         "last_index",
         "last_term",
         "persisted",
@@ -100,6 +107,8 @@ class RaftLog:
         assert applied >= reader.first_index() - 1
         self._reader = reader
         self._cache_bytes_max = cache_bytes_max
+        self.first_index = reader.first_index()
+        """Of the oldest entry that can be sent; the term of the one before it is known too."""
         self.last_index = last
         self.last_term = reader.term(last) if last else 0
         self.persisted = last
@@ -126,7 +135,7 @@ class RaftLog:
     # -- Looking ---------------------------------------------------------------------------------
 
     def term(self, index: int) -> int:
-        """Term of the entry at ``index``; 0 before the first."""
+        """Term of the entry at ``index``, from the one before the first on; 0 for index 0."""
         offset = index - self._first
         if offset >= 0:
             return self._window[offset].term
@@ -148,10 +157,11 @@ class RaftLog:
         """The greatest index up to ``index`` whose entry has at most ``term``.
 
         Terms never decrease along a log, so a bisection finds it: a rejection costs a logarithm
-        of look-ups in the store, also when thousands of entries diverge.
+        of look-ups in the store, also when thousands of entries diverge. What is before the first
+        entry cannot be told apart any more, and counts.
         """
         high = min(index, self.last_index)
-        low = min(self._reader.first_index() - 1, high)
+        low = min(self.first_index - 1, high)
         while low < high:
             middle = (low + high + 1) // 2
             if self.term(middle) <= term:
@@ -165,7 +175,7 @@ class RaftLog:
 
         May return fewer than fit, where the window begins.
         """
-        assert self._reader.first_index() <= low < high <= self.last_index + 1
+        assert self.first_index <= low < high <= self.last_index + 1
         if low < self._first:
             older = self._reader.entries(low, min(high, self._first), bytes_max)
             assert older[0].index == low
@@ -190,6 +200,14 @@ class RaftLog:
     def _sum_before(self, index: int) -> int:
         place = index - self._first
         return self._sums[place - 1] if place else self._before_bytes
+
+    def unapplied(self) -> Iterator[tuple[Entry, ...]]:
+        """All entries behind what is applied, some at a time."""
+        index = self.applied + 1
+        while index <= self.last_index:
+            entries = self.entries(index, self.last_index + 1, self._cache_bytes_max)
+            yield entries
+            index = entries[-1].index + 1
 
     # -- Appending -------------------------------------------------------------------------------
 
@@ -310,6 +328,32 @@ class RaftLog:
         assert self.applied <= index <= self._handed_committed, "applied what was handed out"
         self.applied = index
         self._evict()
+
+    def truncated_to(self, index: int) -> None:
+        """The host has dropped everything up to ``index`` from its store (§7)."""
+        assert self.first_index - 1 <= index <= min(self.applied, self.persisted)
+        self.first_index = index + 1
+        assert self._reader.first_index() == self.first_index, "dropped and reported, in one turn"
+
+    def restore(self, index: int, term: int) -> None:
+        """Begin anew behind a snapshot that ends with this entry (§7): nothing of ours is left.
+
+        Writes that are still on their way were of the old log: they prove nothing any more.
+        """
+        assert index > self.committed, "a snapshot never goes back"
+        assert not self.has_unwritten, "handed out before the snapshot was taken in"
+        assert not self.has_unapplied, "handed out before the snapshot was taken in"
+        self._window.clear()
+        self._sums.clear()
+        self._first = index + 1
+        self._before_term = term
+        self.first_index = index + 1
+        self.last_index = self.persisted = self.committed = self.applied = index
+        self.last_term = term
+        self._handed = self._handed_committed = index
+        for write in self._writes:
+            write.valid = 0
+        assert self._reader.first_index() == self.first_index, "taken in before it is reported"
 
     def _evict(self) -> None:
         """Drop the oldest entries of a window that grew too large, as far as nobody needs them.

@@ -1,6 +1,6 @@
 """What a leader knows of each peer, and how much it may send it (Raft figure 2, ``nextIndex``).
 
-A peer is in one of two states:
+A peer is in one of three states:
 
 PROBE
     The leader does not know where the logs agree, or whether the peer hears it. One Append at a
@@ -9,8 +9,10 @@ REPLICATE
     The logs agree up to ``match``. Appends are sent ahead of their acknowledgements (pipelining,
     dissertation §10.2.1), bounded by :class:`Inflights`; ``next`` moves when they are sent.
 
-A peer whose entries are no longer in the leader's log will need a third state, in which it waits
-for a snapshot.
+SNAPSHOT
+    What the peer lacks is no longer in the leader's log (§7). It gets heartbeats and no Appends
+    until it has everything up to ``pending``, by a snapshot that ends there or later; the leader
+    keeps its log from there on.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ class ProgressState(Enum):
 
     PROBE = "probe"
     REPLICATE = "replicate"
+    SNAPSHOT = "snapshot"
 
 
 class Inflights:
@@ -80,12 +83,14 @@ class Progress:
         "inflights",
         "match",
         "next",
+        "pending",
         "probe_sent",
         "recent_active",
         "replica",
         "round_acked",
         "stalled",
         "state",
+        "was_active",
     )
 
     def __init__(self, replica: ReplicaId, inflights: Inflights) -> None:
@@ -101,6 +106,8 @@ class Progress:
         """The peer has, on its disk, every entry of the leader's log up to here."""
         self.next = next_index
         """The entry that will be sent next."""
+        self.pending = 0
+        """SNAPSHOT: where the snapshot ends that the peer waits for, or before that."""
         self.probe_sent = False
         """PROBE: an Append is on its way, the next one waits."""
         self.ask = False
@@ -111,9 +118,16 @@ class Progress:
         """The highest commit index that the peer was told of, as far as the leader can know."""
         self.recent_active = False
         """The peer answered since the last check of the quorum (dissertation §6.2)."""
+        self.was_active = False
+        """And in the period before that check."""
         self.round_acked = 0
         """The latest read-index round that the peer confirmed (§6.4)."""
         self.inflights.clear()
+
+    @property
+    def is_live(self) -> bool:
+        """The peer was heard within the last one or two election time-outs."""
+        return self.recent_active or self.was_active
 
     def become_probe(self) -> None:
         """What was sent ahead may be lost: forget it, and start again behind ``match``."""
@@ -131,18 +145,32 @@ class Progress:
         self.probe_sent = False
         self.inflights.clear()
 
+    def become_snapshot(self, pending: int) -> None:
+        """Wait for a snapshot that ends at ``pending`` or later."""
+        assert pending > self.match
+        self.become_probe()
+        self.state = ProgressState.SNAPSHOT
+        self.pending = pending
+        self.next = pending + 1
+
+    def snapshot_failed(self) -> None:
+        """Ask again where the logs agree, but not before the peer has answered a heartbeat."""
+        if self.state is ProgressState.SNAPSHOT:
+            self.become_probe()
+            self.probe_sent = True
+
     def acked(self, index: int) -> bool:
         """The peer has everything up to ``index``. False when that is no news."""
         if index > self.match:
             self.match = index
             if self.next <= index:
                 self.next = index + 1
-        elif self.state is ProgressState.REPLICATE or index < self.match:
+        elif self.state is not ProgressState.PROBE or index < self.match:
             return False
-        if self.state is ProgressState.PROBE:
-            self.become_replicate()
-        else:
+        if self.state is ProgressState.REPLICATE:
             self.inflights.free_to(index)
+        elif self.state is ProgressState.PROBE or index >= self.pending:
+            self.become_replicate()
         self.stalled = False
         assert 0 <= self.match < self.next
         return True
@@ -153,7 +181,7 @@ class Progress:
         False when the rejection is an old one: what is known to match cannot be refused, a
         probe has one ``prev_index``, and nothing was sent from beyond ``next``.
         """
-        if not self.match < index < self.next:
+        if not self.match < index < self.next or self.state is ProgressState.SNAPSHOT:
             return False
         if self.state is ProgressState.PROBE and index != self.next - 1:
             return False
@@ -165,6 +193,7 @@ class Progress:
     def sent(self, last_index: int, size: int, commit: int) -> None:
         """An Append left that carries entries up to ``last_index`` (or none) and ``commit``."""
         assert last_index >= self.next - 1
+        assert self.state is not ProgressState.SNAPSHOT
         if self.state is ProgressState.PROBE:
             self.probe_sent = True
         elif last_index >= self.next:
@@ -172,6 +201,11 @@ class Progress:
             self.next = last_index + 1
         self.ask = False
         self.commit_sent = commit
+
+    def end_period(self) -> None:
+        """The quorum was checked: what the peer answered so far was before that."""
+        self.was_active = self.recent_active
+        self.recent_active = False
 
     def beat(self) -> None:
         """The regular heartbeat is sent now: its answer will tell whether what is out is lost."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from cluster_core.types import ReplicaId
 
-__all__ = ["Configuration", "VoteResult"]
+__all__ = ["UNKNOWN", "Configuration", "VoteResult"]
 
 
 class VoteResult(Enum):
@@ -30,7 +31,9 @@ class Configuration:
 
     While a change is under way (dissertation §4.3) ``outgoing`` holds the voters of the old
     configuration, and every decision needs a majority of both; else it is empty. Learners receive
-    everything and decide nothing.
+    everything and decide nothing; one that is a voter of the outgoing half is being demoted.
+
+    Without any member it is :data:`UNKNOWN`: what a replica that joins has before its log tells.
     """
 
     voters: tuple[ReplicaId, ...]
@@ -38,7 +41,7 @@ class Configuration:
     learners: tuple[ReplicaId, ...] = ()
 
     def __post_init__(self) -> None:
-        assert self.voters, "a group has at least one voter"
+        assert self.voters or not (self.outgoing or self.learners), "a group has a voter"
         for ids in (self.voters, self.outgoing, self.learners):
             assert list(ids) == sorted(set(ids)), "sorted, each once"
         assert 0 not in self.members, "0 means nobody"
@@ -47,7 +50,13 @@ class Configuration:
     @classmethod
     def of(cls, voters: Iterable[ReplicaId], learners: Iterable[ReplicaId] = ()) -> Configuration:
         """The configuration with these members, in any order."""
+        voters = set(voters)
+        assert voters, "a group has at least one voter"
         return cls(tuple(sorted(set(voters))), (), tuple(sorted(set(learners))))
+
+    @property
+    def is_joint(self) -> bool:
+        return bool(self.outgoing)
 
     @property
     def members(self) -> tuple[ReplicaId, ...]:
@@ -71,6 +80,10 @@ class Configuration:
             return result
         other = _majority_result(self.outgoing, votes)
         return other if result is VoteResult.WON or other is VoteResult.LOST else result
+
+
+UNKNOWN: Final = Configuration(())
+"""Nobody decides anything by it, and who has it never campaigns."""
 
 
 def _majority_number(voters: tuple[ReplicaId, ...], acked: Callable[[ReplicaId], int]) -> int:

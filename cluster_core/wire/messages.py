@@ -7,17 +7,26 @@ and came back has another id and cannot be taken for one that remembers its vote
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from cluster_core.types import GroupId, ReplicaId
 
+CONFIGURATION: Final = 1
+"""Kind of an entry whose data is a configuration of the group (``raft/membership.py``)."""
+
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One entry of a group's log. An empty ``data`` is the entry that a new leader begins with."""
+    """One entry of a group's log. An empty ``data`` is the entry that a new leader begins with.
+
+    ``kind`` says whose ``data`` is: 0 the state machine's, :data:`CONFIGURATION` Raft's own.
+    """
 
     term: int
     index: int
     data: bytes = b""
+    kind: int = 0
 
 
 class HardState(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -124,4 +133,29 @@ class Commit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
     commit: int
 
 
-Message = Append | AppendReply | Heartbeat | HeartbeatReply | Vote | VoteReply | TimeoutNow | Commit
+class SnapshotOffer(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=9):
+    """What InstallSnapshot says beside its bytes (§7): a snapshot that ends at ``index``.
+
+    The bytes travel on requests of their own, and this with them. Answered with an AppendReply:
+    at once when the target has all of it, else when it is installed.
+    """
+
+    group: GroupId
+    source: ReplicaId
+    target: ReplicaId
+    term: int
+    index: int
+    last_term: int
+
+
+Message = (
+    Append
+    | AppendReply
+    | Heartbeat
+    | HeartbeatReply
+    | Vote
+    | VoteReply
+    | TimeoutNow
+    | Commit
+    | SnapshotOffer
+)

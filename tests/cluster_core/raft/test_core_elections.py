@@ -83,13 +83,21 @@ class TestTerms:
         assert not raft.has_ready()
         assert group.take() == []
 
-    def test_messages_of_strangers_and_for_others_change_nothing(self) -> None:
+    def test_messages_for_others_and_answers_of_strangers_change_nothing(self) -> None:
         raft, _ = follower()
-        raft.step(Heartbeat(GROUP, 9, 1, 7, 0))
         raft.step(Heartbeat(GROUP, 2, 3, 7, 0))
         raft.step(Heartbeat(GROUP, 1, 1, 7, 0))
+        raft.step(HeartbeatReply(GROUP, 9, 1, 7))
+        raft.step(AppendReply(GROUP, 9, 1, 7, 0, True))
+        raft.step(VoteReply(GROUP, 9, 1, 7, False))
         assert raft.term == 1
         assert not raft.has_ready()
+
+    def test_a_leader_that_we_have_never_heard_of_is_followed(self) -> None:
+        """§6: it may know a newer configuration than we do."""
+        raft, _ = follower()
+        raft.step(Heartbeat(GROUP, 9, 1, 7, 0))
+        assert (raft.role, raft.term, raft.leader) == (Role.FOLLOWER, 7, 9)
 
     def test_a_message_of_another_group_is_a_bug(self) -> None:
         raft, _ = follower()

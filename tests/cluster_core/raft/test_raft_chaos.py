@@ -59,7 +59,7 @@ def counts_old_terms(patch: pytest.MonkeyPatch) -> None:
     """Commits entries of older terms by counting (against §5.4.2)."""
 
     def careless(self: Raft, _acked: int) -> None:
-        index = self.configuration.committed(self._match_of)
+        index = self._peers.committed()
         if index > self._log.committed:
             self._log.commit_to(index)
             self.commit_untold = True
@@ -88,7 +88,7 @@ def counts_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
     original = Raft._try_commit
 
     def hasty(self: Raft, acked: int) -> None:
-        self._own.acked(self._log.last_index)
+        self._peers.own.acked(self._log.last_index)
         original(self, acked)
 
     patch.setattr(Raft, "_try_commit", hasty)
@@ -166,9 +166,9 @@ def drops_the_tail_of_an_old_append(patch: pytest.MonkeyPatch) -> None:
 def acknowledges_its_whole_log(patch: pytest.MonkeyPatch) -> None:
     """Says it has what it has, not what the Append has shown to match."""
 
-    def proud(self: Raft, message: Any, _index: int) -> None:
+    def proud(self: Raft, leader: int, _index: int) -> None:
         self._messages_after_persist.append(
-            AppendReply(self.group, self.replica, message.source, self.term, self.last_index)
+            AppendReply(self.group, self.replica, leader, self.term, self.last_index)
         )
 
     patch.setattr(Raft, "_acknowledge", proud)
