@@ -7,7 +7,14 @@ from typing import Literal
 
 from cluster_core.errors import InvalidRequest
 
-__all__ = ["ClusterConfig", "LimitConfig", "MembershipConfig", "RaftConfig", "ReplicationConfig"]
+__all__ = [
+    "ClusterConfig",
+    "LimitConfig",
+    "MembershipConfig",
+    "RaftConfig",
+    "ReplicationConfig",
+    "StorageConfig",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +68,18 @@ class ReplicationConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageConfig:
+    """The disk of this node."""
+
+    reserve_bytes: int = 64 << 20
+    """Room kept free for the database's own bookkeeping, on a small disk at most a sixteenth of it;
+    when it is touched, writes of clients are refused. As large as one memtable, whose flush must
+    not fail for want of room."""
+    reopen_after_ms: int = 500
+    """Between two tries to open the store again after its disk was full; grows to ten times."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LimitConfig:
     """Bounds on what one request may ask; each has its own clear error."""
 
@@ -71,6 +90,9 @@ class LimitConfig:
     label_count_max: int = 100
     label_bytes_max: int = 256
     batch_operations_max: int = 10_000
+    transaction_operations_max: int = 1_000
+    transaction_bytes_max: int = 8 << 20
+    """What a transaction may write in one partition: it is one entry of its log."""
     detach_edges_max: int = 10_000
     inflight_requests_max: int = 4_096
     """Writes of this node that wait for their outcome; beyond it 503 overloaded."""
@@ -99,6 +121,7 @@ class ClusterConfig:
     raft: RaftConfig = field(default_factory=RaftConfig)
     membership: MembershipConfig = field(default_factory=MembershipConfig)
     replication: ReplicationConfig = field(default_factory=ReplicationConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     limits: LimitConfig = field(default_factory=LimitConfig)
 
     def __post_init__(self) -> None:

@@ -68,7 +68,13 @@ class Engine(Protocol):
     The durability contract: writes reach the disk in the order in which they were given, and a
     crash keeps a prefix of them; ``await sync()`` returns when everything written before the call
     is in that prefix for good. The first failed write or sync is final: every later call raises
-    :class:`~cluster_core.errors.StorageFailed`.
+    :class:`~cluster_core.errors.StorageFailed`. A write that found no space raises StorageFull, and
+    the store may be opened anew once there is room; after a failed sync it may not, for what the
+    system still shows of it need not be on the disk.
+
+    The *reserve* is room on the disk that only the database's own bookkeeping may use. The engine
+    keeps it occupied; when the disk gets full it gives it up, and occupies it again when there is
+    room. So a disk that anybody filled to the last byte still takes terms, votes and decisions.
     """
 
     def batch(self) -> Batch: ...
@@ -91,7 +97,16 @@ class Engine(Protocol):
 
     @property
     def state(self) -> StorageState:
-        """``full`` or ``failed`` after the first write or sync that failed, for good."""
+        """``full`` while the reserve is not held, as of the last :meth:`has_room`, and for good
+        after a write that found no space; ``failed``, for good, after any other failure."""
+        ...
+
+    @property
+    def reserve_bytes(self) -> int: ...
+
+    def has_room(self) -> bool:
+        """Whether the reserve is held, after a look at the disk: it is given up when less than half
+        of its size is free beside it, and taken when twice its size is free. Cheap; asked often."""
         ...
 
     def disk_bytes(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Final
+from typing import Final, NoReturn
 from weakref import WeakSet
 
 from sortedcontainers import SortedDict
@@ -93,8 +93,9 @@ class MemoryDisk:
     """What survives a crash, and the ways in which a disk can misbehave.
 
     ``sync_delay()`` is asked at every sync for its seconds of virtual time. While ``fail_writes``
-    is set, writes and syncs raise it; a write beyond ``capacity_bytes`` raises StorageFull.
-    All three may be changed at any time.
+    is set, writes raise it, and syncs do if it is StorageFailed; a write beyond ``capacity_bytes``
+    raises StorageFull, and so does opening an engine with not a byte free. All three may be changed
+    at any time.
     """
 
     def __init__(
@@ -102,9 +103,12 @@ class MemoryDisk:
         *,
         sync_delay: Callable[[], float] = _no_delay,
         capacity_bytes: int = 1 << 40,
+        reserve_bytes: int = 0,
     ) -> None:
         self.sync_delay = sync_delay
         self.capacity_bytes = capacity_bytes
+        self.reserve_bytes = reserve_bytes
+        self.reserve_held = True
         self.fail_writes: type[StorageFull] | type[StorageFailed] | None = None
         self.families = _Families()
         self.owner: MemoryEngine | None = None
@@ -117,8 +121,10 @@ class MemoryEngine:
         self.disk = MemoryDisk() if disk is None else disk
         if self.disk.owner is not None:
             raise StorageFailed("another engine uses this disk")
-        self.disk.owner = self
         self._families = _Families(self.disk.families)
+        if not self.has_room() and self.disk_free_bytes() == 0:
+            raise _error(StorageFull)
+        self.disk.owner = self
         self._journal: list[MemoryBatch] = []
         """Written and not synced, oldest first: batches ``_synced`` to ``_written``."""
         self._written = 0
@@ -129,7 +135,19 @@ class MemoryEngine:
 
     @property
     def state(self) -> StorageState:
-        return self._state
+        return self._state if self._state != "ok" or self.disk.reserve_held else "full"
+
+    @property
+    def reserve_bytes(self) -> int:
+        return self.disk.reserve_bytes
+
+    def has_room(self) -> bool:
+        disk, free = self.disk, self.disk_free_bytes()
+        if disk.reserve_held:
+            disk.reserve_held = not disk.reserve_bytes or free >= disk.reserve_bytes // 2
+        else:
+            disk.reserve_held = free >= 2 * disk.reserve_bytes
+        return disk.reserve_held
 
     @property
     def unsynced(self) -> int:
@@ -156,7 +174,8 @@ class MemoryEngine:
         target = self._written
         await asyncio.sleep(self.disk.sync_delay())
         self._check_writable()
-        self._check_fault(0)
+        if self.disk.fail_writes is StorageFailed:
+            self._fail(StorageFailed)
         if target > self._synced:
             self._to_disk(target - self._synced)
 
@@ -182,12 +201,17 @@ class MemoryEngine:
         return self._families.size
 
     def disk_free_bytes(self) -> int:
-        return max(0, self.disk.capacity_bytes - self._families.size)
+        return max(0, self.disk.capacity_bytes - self._used())
+
+    def _used(self) -> int:
+        return self._families.size + (self.disk.reserve_bytes if self.disk.reserve_held else 0)
 
     def close(self) -> None:
         """End as a process that exits: what it wrote stays, synced or not."""
         if self._gone is None:
-            self._leave("the store is closed", keep=len(self._journal))
+            # A batch that failed is on the disk, or is not: every other one.
+            lost = self._state != "ok" and self._written % 2
+            self._leave("the store is closed", keep=max(0, len(self._journal) - lost))
 
     def crash(self, random: Random) -> MemoryDisk:
         """Lose power. The disk keeps all that was synced, and a prefix of the rest.
@@ -223,16 +247,19 @@ class MemoryEngine:
 
     def _check_fault(self, size: int) -> None:
         fault = self.disk.fail_writes
-        if fault is None and self._families.size + size > self.disk.capacity_bytes:
+        if fault is None and self._used() + size > self.disk.capacity_bytes:
             fault = StorageFull
         if fault is not None:
-            self._state = "full" if fault is StorageFull else "failed"
-            raise _error(fault)
+            self._fail(fault)
+
+    def _fail(self, fault: type[StorageFull] | type[StorageFailed]) -> NoReturn:
+        self._state = "full" if fault is StorageFull else "failed"
+        raise _error(fault)
 
 
 def _error(fault: type[StorageFull] | type[StorageFailed]) -> KotobaError:
     if fault is StorageFull:
-        return StorageFull("no space is left on the disk; restart the node when there is room")
+        return StorageFull("no space is left on the disk")
     return fault("the disk failed")
 
 

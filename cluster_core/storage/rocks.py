@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from time import monotonic
-from typing import Final
+from typing import BinaryIO, Final
 from weakref import WeakSet
 
 from rocksdict import (
@@ -54,6 +54,10 @@ _HEAD_MAX: Final = 16
 adjacency lists are shorter."""
 _FETCH_MAX: Final = 64
 _FETCH_BYTES_MAX: Final = 1 << 20
+_RESERVE: Final = "RESERVE"
+"""The file that holds the reserve, beside RocksDB's own."""
+_RESERVE_SHARE: Final = 16
+"""On a small disk the reserve is no more than this part of it."""
 _MEASURE_INTERVAL_S: Final = 1.0
 """The size of the folder and the room on the disk are looked up at most this often."""
 _NO_SPACE: Final = ("No space left", "Disk quota exceeded", "Max allowed space")
@@ -97,8 +101,11 @@ class RocksEngine:
     process uses it, it may not be written, what is in it is broken.
 
     All methods are called from one thread. After the first failed write or sync nothing is known
-    about what is on disk (the batch may or may not be): every later write and sync raises
-    StorageFailed until the process starts again; reads go on.
+    about what is on disk (the batch may or may not be): every later write and sync of this engine
+    raises StorageFailed; reads go on. An engine that is opened after it knows again: opening reads
+    the log, writes what is in it to table files, and syncs those.
+
+    Raises StorageFull where there is no room to open.
     """
 
     def __init__(
@@ -107,9 +114,13 @@ class RocksEngine:
         *,
         block_cache_bytes: int = 128 << 20,
         write_buffer_bytes: int = 64 << 20,
+        reserve_bytes: int = 0,
     ) -> None:
         self._path = os.fspath(path)
+        _make_folder(self._path)
+        self._reserve = _Reserve(self._path, reserve_bytes)
         self._db: Rdict | None = _open(self._path, block_cache_bytes, write_buffer_bytes)
+        self._reserve.look()
         self._families: list[Rdict] = []
         self._handles: list[ColumnFamily] = []
         for name in _NAMES.values():
@@ -125,7 +136,14 @@ class RocksEngine:
 
     @property
     def state(self) -> StorageState:
-        return self._state
+        return self._state if self._state != "ok" or self._reserve.held else "full"
+
+    @property
+    def reserve_bytes(self) -> int:
+        return self._reserve.size
+
+    def has_room(self) -> bool:
+        return self._reserve.look()
 
     def batch(self) -> RocksBatch:
         return RocksBatch(self._handles)
@@ -147,7 +165,8 @@ class RocksEngine:
         try:
             await loop.run_in_executor(self._thread, db.flush_wal, True)
         except Exception as error:
-            raise self._failure(error) from error
+            self._state = "failed"  # whatever the reason: what was to be synced may be gone
+            raise StorageFailed(f"syncing the disk of {self._path} failed: {error}") from error
         self._writable()  # another sync may have failed first, and then ours proves nothing
 
     def get(self, family: int, key: bytes) -> bytes | None:
@@ -271,9 +290,7 @@ class RocksEngine:
         text = str(error)
         if any(sign in text for sign in _NO_SPACE):
             self._state = "full"
-            return StorageFull(
-                f"no space is left on the disk of {self._path}; restart the node when there is room"
-            )
+            return StorageFull(f"no space is left on the disk of {self._path}")
         self._state = "failed"
         return StorageFailed(f"the disk of {self._path} failed: {text}")
 
@@ -288,6 +305,62 @@ class RocksEngine:
             self._measured_at = now
             self._measured = (_folder_bytes(self._path), _free_bytes(self._path))
         return self._measured
+
+
+class _Reserve:
+    """A file that keeps ``size`` bytes of the disk occupied while it is held.
+
+    ``wanted`` bytes, less on a small disk; 0 is a reserve that is always held.
+    """
+
+    def __init__(self, path: str, wanted: int) -> None:
+        self._folder = path
+        self._path = os.path.join(path, _RESERVE)
+        disk = os.statvfs(path)
+        self.size = min(wanted, disk.f_blocks * disk.f_frsize // _RESERVE_SHARE)
+        self.held = self._occupied() == self.size
+        self._give_up_if_needed()
+
+    def look(self) -> bool:
+        """See ``Engine.has_room``."""
+        if self.held:
+            self._give_up_if_needed()
+        elif _free_bytes(self._folder) >= 2 * self.size:
+            self._take()
+        return self.held
+
+    def _give_up_if_needed(self) -> None:
+        if self.size and self.held and _free_bytes(self._folder) < self.size // 2:
+            self._give_up()
+
+    def _occupied(self) -> int:
+        """Bytes of the file; one of another size is not the reserve."""
+        try:
+            return os.stat(self._path).st_size
+        except OSError:
+            return 0
+
+    def _give_up(self) -> None:
+        self.held = False
+        with suppress(OSError):
+            os.unlink(self._path)
+
+    def _take(self) -> None:
+        try:
+            with open(self._path, "wb") as file:
+                _occupy(file, self.size)
+            self.held = True
+        except OSError:
+            self._give_up()
+
+
+def _occupy(file: BinaryIO, size: int) -> None:
+    """Give ``file`` its ``size`` in blocks of the disk, not only in name."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:  # it does not exist for every platform
+        file.writelines(bytes(1 << 20) for _ in range(0, size, 1 << 20))
+        file.truncate(size)
 
 
 class _Scan:
@@ -438,6 +511,13 @@ def _read_options() -> tuple[ReadOptions, ReadOptions]:
     return total_order, within_prefix
 
 
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise StorageFailed(f"the store in {path} cannot be opened: {error.strerror}") from error
+
+
 def _open(path: str, block_cache_bytes: int, write_buffer_bytes: int) -> Rdict:
     cache = Cache(block_cache_bytes)
     families = {
@@ -445,12 +525,15 @@ def _open(path: str, block_cache_bytes: int, write_buffer_bytes: int) -> Rdict:
         _NAMES[DATA]: _data_options(cache, write_buffer_bytes),
     }
     try:
-        os.makedirs(path, exist_ok=True)
         return Rdict(path, _database_options(write_buffer_bytes), families)
     except Exception as error:
         text = str(error)
         if "lock" in text.lower() and "LOCK" in text:
             raise StorageFailed(f"another process uses the data folder {path}") from error
+        if any(sign in text for sign in _NO_SPACE):
+            raise StorageFull(
+                f"no space is left on the disk of {path} to open the store"
+            ) from error
         raise StorageFailed(f"the store in {path} cannot be opened: {text}") from error
 
 

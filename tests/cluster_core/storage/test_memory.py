@@ -169,6 +169,40 @@ def test_a_failed_write_may_be_on_disk_or_not() -> None:
     assert outcomes == {0, 1}
 
 
+def test_a_full_disk_fails_no_sync() -> None:
+    engine = MemoryEngine()
+    put(engine, b"a")
+    engine.disk.fail_writes = StorageFull
+    asyncio.run(engine.sync())
+    assert engine.unsynced == 0
+
+
+def test_the_reserve_takes_room_until_it_is_given_up() -> None:
+    disk = MemoryDisk(capacity_bytes=100, reserve_bytes=40)
+    engine = MemoryEngine(disk)
+    put(engine, b"a", b"x" * 39)
+    assert engine.has_room()
+    assert (engine.disk_free_bytes(), engine.state) == (20, "ok")
+    put(engine, b"b")
+    assert not engine.has_room()
+    assert (engine.disk_free_bytes(), engine.state) == (59, "full")
+    disk.capacity_bytes = 121
+    assert engine.has_room()
+    assert (engine.disk_free_bytes(), engine.state) == (40, "ok")
+
+
+def test_a_disk_without_a_byte_opens_no_engine() -> None:
+    disk = MemoryDisk(capacity_bytes=10, reserve_bytes=4)
+    engine = MemoryEngine(disk)
+    put(engine, b"a", b"1234")
+    engine.close()
+    disk.capacity_bytes = 5
+    with pytest.raises(StorageFull):
+        MemoryEngine(disk)
+    disk.capacity_bytes = 6
+    MemoryEngine(disk).close()
+
+
 def test_a_disk_has_an_end() -> None:
     engine = MemoryEngine(MemoryDisk(capacity_bytes=10))
     put(engine, b"a", b"1234")

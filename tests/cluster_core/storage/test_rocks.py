@@ -185,14 +185,13 @@ async def test_the_loop_goes_on_during_a_sync(engine: RocksEngine) -> None:
         ("IO error: Input/output error: While fdatasync", StorageFailed, "failed"),
     ],
 )
-@pytest.mark.parametrize("act", ["write", "sync"])
-async def test_the_first_failure_is_final_and_reads_go_on(
-    engine: RocksEngine, text: str, error: type[Exception], state: str, act: str
+async def test_the_first_failed_write_is_final_and_reads_go_on(
+    engine: RocksEngine, text: str, error: type[Exception], state: str
 ) -> None:
     put(engine, b"a")
     healthy, engine._db = engine._db, FailingDatabase(text)  # type: ignore[assignment]
     with pytest.raises(error):
-        await (engine.sync() if act == "sync" else write_async(engine))
+        await write_async(engine)
     engine._db = healthy
     with pytest.raises(StorageFailed, match="restart the node"):
         put(engine, b"c")
@@ -202,6 +201,66 @@ async def test_the_first_failure_is_final_and_reads_go_on(
     assert engine.get(DATA, b"a") == b"v"
     assert list(engine.scan(DATA, b"", b"z")) == [(b"a", b"v")]
     engine.close()
+
+
+@pytest.mark.parametrize("text", ["No space left on device", "Input/output error"])
+async def test_a_failed_sync_is_final_whatever_its_reason(engine: RocksEngine, text: str) -> None:
+    put(engine, b"a")
+    healthy, engine._db = engine._db, FailingDatabase(text)  # type: ignore[assignment]
+    with pytest.raises(StorageFailed, match=text):
+        await engine.sync()
+    engine._db = healthy
+    with pytest.raises(StorageFailed, match="restart the node"):
+        put(engine, b"c")
+    assert engine.state == "failed"
+    engine.close()
+
+
+def free_bytes_are(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr("cluster_core.storage.rocks._free_bytes", lambda _: free)
+
+
+def test_the_reserve_is_given_up_when_the_disk_gets_full_and_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve, size = tmp_path / "store" / "RESERVE", 1 << 20
+    engine = RocksEngine(tmp_path / "store", reserve_bytes=size)
+    assert reserve.stat().st_blocks * 512 >= size
+    for free, room in (
+        (size // 2, True),
+        (size // 2 - 1, False),
+        (2 * size - 1, False),
+        (2 * size, True),
+        (size // 2, True),
+    ):
+        free_bytes_are(monkeypatch, free)
+        assert engine.has_room() is room
+        assert engine.state == ("ok" if room else "full")
+        assert reserve.exists() is room
+    put(engine, b"a")
+    engine.close()
+
+
+def test_a_store_on_a_full_disk_gives_up_its_reserve_before_it_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RocksEngine(tmp_path / "store", reserve_bytes=1 << 20).close()
+    free_bytes_are(monkeypatch, 0)
+    engine = RocksEngine(tmp_path / "store", reserve_bytes=1 << 20)
+    assert engine.state == "full"
+    assert not (tmp_path / "store" / "RESERVE").exists()
+    put(engine, b"a")
+    engine.close()
+
+
+def test_a_small_disk_has_a_small_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = os.statvfs(tmp_path)
+    free_bytes_are(monkeypatch, 0)
+    engine = RocksEngine(tmp_path / "store", reserve_bytes=1 << 62)
+    try:
+        assert engine.reserve_bytes == disk.f_blocks * disk.f_frsize // 16
+    finally:
+        engine.close()
 
 
 def test_closing_lets_go_of_everything(tmp_path: Path) -> None:
