@@ -24,8 +24,15 @@ from cluster_core.graph.blocks import (
 )
 from cluster_core.graph.cid import cid_text
 from cluster_core.graph.decompose import adjacency_digest, decompose, read_adjacency
+from cluster_core.graph.indexes import (
+    PRESENT,
+    content_labels,
+    entry_changes,
+    entry_keys,
+)
 from cluster_core.graph.operations import check_size
 from cluster_core.graph.parts import (
+    NOT_YET,
     Answer,
     Change,
     ChangeEdge,
@@ -100,9 +107,16 @@ def _put_vertex(part: PutVertex, view: View) -> Outcome:
         earlier = view.newest(key)
         if earlier is not None:
             return _repeated(part, earlier)
+    writes = [(key, encode_record(VERTEX, digest, 0, part.block))]
+    if view.indexes:
+        writes += _new_entries(view, VERTEX, digest, part.labels, part.block)
+    else:
+        group = view.group
+        for label in part.labels:
+            writes.append((keys.labelled(group, VERTEX, label, digest), PRESENT))
     return Outcome(
         locks=locks_of(part),
-        writes=[(key, encode_record(VERTEX, digest, 0, part.block))],
+        writes=writes,
         change=Change("create_node", digest, digest, part.labels),
         answer=Answer(digest, digest, True),
     )
@@ -121,10 +135,22 @@ def _put_edge(part: PutEdge, view: View) -> Outcome:
         writes=[
             (key, encode_record(EDGE, digest, 0, part.block)),
             (keys.out_edge(group, part.source, part.label, digest), part.target),
+            *_new_entries(view, EDGE, digest, (part.label,), part.block),
         ],
         change=Change("create_edge", digest, digest, (part.label,)),
         answer=Answer(digest, digest, True),
     )
+
+
+def _new_entries(
+    view: View, kind: int, digest: Digest, labels: tuple[str, ...], block: bytes
+) -> list[tuple[bytes, bytes]]:
+    """The index entries of a new entity. Its properties are read only where an index wants them."""
+    indexes = view.indexes
+    wanted = bool(indexes) and any(label in indexes for label in labels)
+    properties = decode_block(block)["properties"] if wanted else {}
+    found = entry_keys(view.group, kind, digest, labels, properties, indexes if wanted else {})
+    return [(key, PRESENT) for key in found]
 
 
 def _put_edge_in(part: PutEdgeIn, view: View) -> Outcome:
@@ -157,7 +183,13 @@ def _require_vertex(view: View, digest: Digest, end: str) -> None:
 
 
 class _Live(NamedTuple):
-    """The newest version of an entity that lives."""
+    """The newest version of an entity that lives.
+
+    A transaction makes at most one new version of an entity. So where an earlier part of the same
+    transaction changed it already, ``version`` is still the one before the transaction: the new
+    version's predecessor, and what ``if_version`` is compared with. Of an entity that the
+    transaction itself creates it is the first version.
+    """
 
     timestamp: Timestamp
     record: bytes
@@ -170,9 +202,10 @@ def _change_vertex(part: ChangeVertex, view: View, limits: LimitConfig) -> Outco
     labels = content["labels"] if part.labels is None else sorted(set(part.labels))
     if labels == content["labels"] and _changes_nothing(content["properties"], part.properties):
         return _unchanged(part, live)
+    before = _entries_of(view, VERTEX, part.digest, content)
     content["labels"] = labels
     _merge(content["properties"], part.properties, limits)
-    return _changed(part, view, live, content, "update_node", tuple(labels), limits)
+    return _changed(part, view, live, before, content, "update_node", limits)
 
 
 def _change_edge(part: ChangeEdge, view: View, limits: LimitConfig) -> Outcome:
@@ -180,8 +213,14 @@ def _change_edge(part: ChangeEdge, view: View, limits: LimitConfig) -> Outcome:
     content = decode_block(record_block(live.record))
     if _changes_nothing(content["properties"], part.properties):
         return _unchanged(part, live)
+    before = _entries_of(view, EDGE, part.digest, content)
     _merge(content["properties"], part.properties, limits)
-    return _changed(part, view, live, content, "update_edge", (content["label"],), limits)
+    return _changed(part, view, live, before, content, "update_edge", limits)
+
+
+def _entries_of(view: View, kind: int, digest: Digest, content: dict[str, Any]) -> list[bytes]:
+    labels, properties = content_labels(content), content["properties"]
+    return entry_keys(view.group, kind, digest, labels, properties, view.indexes)
 
 
 def _changes_nothing(properties: dict[str, Value], changes: dict[str, Value]) -> bool:
@@ -210,20 +249,29 @@ def _changed(
     part: ChangeVertex | ChangeEdge,
     view: View,
     live: _Live,
+    before: list[bytes],
     content: dict[str, Any],
     op: OperationName,
-    labels: tuple[str, ...],
     limits: LimitConfig,
 ) -> Outcome:
+    """``before`` are the index entries of the version that ``content`` replaces."""
     digest, record = part.digest, live.record
+    if live.timestamp == NOT_YET and live.version == digest and "prev" not in content:
+        why = "is created by this transaction; say its ref to change it"
+        raise invalid([{"where": "cid", "why": why}])
+    labels = tuple(content_labels(content))
     block = next_block(content, digest, live.version)
     check_size(block, limits)
     version = digest_of(block)
     created_at = record_created_at(record, live.timestamp)
-    after = encode_record(record_kind(record), version, created_at, block)
+    kind = record_kind(record)
+    after = _entries_of(view, kind, digest, content)
     return Outcome(
         locks=locks_of(part),
-        writes=[(keys.entity(view.group, digest), after)],
+        writes=[
+            (keys.entity(view.group, digest), encode_record(kind, version, created_at, block)),
+            *entry_changes(before, after),
+        ],
         pointers=[(keys.version(view.group, version), digest)],
         change=Change(op, digest, version, labels),
         answer=Answer(digest, version, False),
@@ -242,11 +290,14 @@ def _drop_vertex(part: DropVertex, view: View, limits: LimitConfig) -> Outcome:
         seen = read_adjacency(view, digest, limits.detach_edges_max)
         if adjacency_digest(*seen) != part.adjacency:
             _conflict(f"the edges of node {cid_text(digest)} changed meanwhile")
-    labels = decode_block(record_block(live.record))["labels"]
+    content = decode_block(record_block(live.record))
     return Outcome(
         locks=locks_of(part),
-        writes=[(keys.entity(view.group, digest), _TOMBSTONE)],
-        change=Change("delete_node", digest, None, tuple(labels)),
+        writes=[
+            (keys.entity(view.group, digest), _TOMBSTONE),
+            *entry_changes(_entries_of(view, VERTEX, digest, content), ()),
+        ],
+        change=Change("delete_node", digest, None, tuple(content["labels"])),
         answer=Answer(digest, live.version, False),
     )
 
@@ -275,6 +326,7 @@ def _drop_edge(part: DropEdge, view: View) -> Outcome:
         writes=[
             (keys.entity(group, digest), _TOMBSTONE),
             (keys.out_edge(group, part.source, part.label, digest), _TOMBSTONE),
+            *entry_changes(_entries_of(view, EDGE, digest, content), ()),
         ],
         change=Change("delete_edge", digest, None, (part.label,)),
         answer=None if part.detached else Answer(digest, live.version, False),
@@ -300,6 +352,9 @@ def _require_live(view: View, kind: int, digest: Digest, if_version: Digest | No
         cid, other = cid_text(digest), _WITH_ARTICLE[record_kind(record)]
         raise NotFound(f"{cid} is {other}, not {_WITH_ARTICLE[kind]}", cid=cid)
     version = record_version(record)
+    if timestamp == NOT_YET:
+        prev = decode_block(record_block(record)).get("prev")
+        version = version if prev is None else linked_digest(prev)
     if if_version is not None and if_version != version:
         cid, now = cid_text(digest), cid_text(version)
         raise PreconditionFailed(f"{_NAMES[kind]} {cid} has version {now}", cid=cid, version=now)

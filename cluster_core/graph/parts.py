@@ -18,10 +18,12 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
+from cluster_core.graph.indexes import Indexes
 from cluster_core.graph.values import Value, encode_message, message_decoder
 from cluster_core.types import Digest, GroupId, Timestamp
 
 __all__ = [
+    "NOT_YET",
     "Answer",
     "Change",
     "ChangeEdge",
@@ -47,6 +49,11 @@ __all__ = [
 ]
 
 
+NOT_YET: Final[Timestamp] = 0
+"""The timestamp of a version that an earlier part of the same transaction writes: it will be the
+transaction's commit timestamp, which nobody knows yet."""
+
+
 class View(Protocol):
     """What an evaluation may see: one partition as its leader knows it, writes in flight included.
 
@@ -54,9 +61,13 @@ class View(Protocol):
     """
 
     group: GroupId
+    indexes: Indexes
+    """The property indexes that writes maintain here, as of this partition's own log."""
 
     def newest(self, user_key: bytes) -> tuple[Timestamp, bytes] | None:
-        """The newest version of ``user_key`` (value ``b""``: a tombstone), None if it has none."""
+        """The newest version of ``user_key`` (value ``b""``: a tombstone), None if it has none.
+
+        Its timestamp is NOT_YET for what is written by the transaction that is being evaluated."""
         ...
 
     def scan_newest(self, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:

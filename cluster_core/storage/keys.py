@@ -13,6 +13,9 @@ OUT       source · label · 0 · edge       ~ts    target digest
 IN        target · label · 0 · edge       ~ts    source digest
 VERSION   version digest                         entity digest; later versions than the first,
                                                  whose digest is the entity's
+LABEL     kind · label · 0 · digest       ~ts    1: the entity has the label
+PROPERTY  index · kind · value · digest   ~ts    1: the entity has the value (graph/indexes.py)
+INDEX     index                                  index definition (``graph/indexes.py``)
 CHANGE    timestamp · entity digest              change (``graph/parts.py``)
 DEDUPE    request nonce                          fingerprint + result
 INTENT    transaction id                         intent
@@ -32,6 +35,7 @@ from typing import Final
 from cluster_core.types import Digest, GroupId, Timestamp
 
 _GROUP: Final = Struct(">H").pack
+_U32: Final = Struct(">I").pack
 _U64: Final = Struct(">Q").pack
 _unpack_u64: Final = Struct(">Q").unpack_from
 
@@ -41,12 +45,17 @@ ENTITY: Final = b"E"
 OUT: Final = b"O"
 IN: Final = b"I"
 VERSION: Final = b"V"
+LABEL: Final = b"N"
+PROPERTY: Final = b"P"
+INDEX: Final = b"X"
 CHANGE: Final = b"C"
 DEDUPE: Final = b"D"
 INTENT: Final = b"K"
 RECORD: Final = b"T"
 REFUSAL: Final = b"R"
 STATE: Final = b"S"
+
+_KINDS: Final = (b"\0", b"\1", b"\2")
 
 LOG: Final = b"L"
 """Raft family: log entries, ``group · L · index``."""
@@ -98,6 +107,33 @@ def in_edge(group: GroupId, target: Digest, label: str, edge: Digest) -> bytes:
 def split_adjacency(user_key: bytes) -> tuple[str, Digest]:
     """Label and edge digest of an OUT or IN key without its timestamp."""
     return user_key[35:-33].decode(), user_key[-32:]
+
+
+def label_prefix(group: GroupId, kind: int, label: str) -> bytes:
+    """All entities of ``kind`` (``VERTEX`` or ``EDGE`` of ``graph/records.py``) with ``label``."""
+    return _GROUP(group) + LABEL + _KINDS[kind] + label.encode() + b"\0"
+
+
+def labelled(group: GroupId, kind: int, label: str, digest: Digest) -> bytes:
+    return _GROUP(group) + LABEL + _KINDS[kind] + label.encode() + b"\0" + digest
+
+
+def index_prefix(group: GroupId, index: int) -> bytes:
+    """All entries of one property index."""
+    return _GROUP(group) + PROPERTY + _U32(index)
+
+
+def values_prefix(group: GroupId, index: int, kind: int) -> bytes:
+    """The entries of one property index for vertices, or for edges."""
+    return _GROUP(group) + PROPERTY + _U32(index) + _KINDS[kind]
+
+
+def valued(group: GroupId, index: int, kind: int, value: bytes, digest: Digest) -> bytes:
+    return _GROUP(group) + PROPERTY + _U32(index) + _KINDS[kind] + value + digest
+
+
+def index_definition(group: GroupId, index: int) -> bytes:
+    return _GROUP(group) + INDEX + _U32(index)
 
 
 def version(group: GroupId, digest: Digest) -> bytes:

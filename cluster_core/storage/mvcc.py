@@ -5,9 +5,10 @@ A *user key* is a key of a versioned table without its timestamp; each of its ve
 
 All of it rests on one invariant: **within a table no user key is a prefix of another.** Then the
 versions of a user key are exactly the keys that begin with it, and they lie side by side. It holds
-because entity keys have one length, and adjacency keys are a digest, a label without NUL, a NUL,
-and a digest: two of them where one begins with the other have the same label, so the same length.
-A label must therefore never contain NUL.
+because entity keys have one length, and adjacency and label keys are a prefix of one length, a
+label without NUL, a NUL, and a digest: two of them where one begins with the other have the same
+label, so the same length. A label must therefore never contain NUL. In keys of a property index a
+value takes the place of the label: none begins another (``graph/indexes.py``).
 
 Nothing here asks the clock or waits: which timestamp may be read is for the caller to know.
 

@@ -8,6 +8,7 @@ from cluster_core.config import LimitConfig
 from cluster_core.graph.decompose import decompose
 from cluster_core.graph.entities import Entity
 from cluster_core.graph.evaluate import evaluate
+from cluster_core.graph.indexes import NO_INDEXES, Indexes
 from cluster_core.graph.operations import (
     CreateEdge,
     CreateNode,
@@ -27,6 +28,7 @@ class DictView:
 
     def __init__(self, group: GroupId) -> None:
         self.group = group
+        self.indexes: Indexes = NO_INDEXES
         self.versions: dict[bytes, list[tuple[Timestamp, bytes]]] = {}
         self.pointers: dict[bytes, bytes] = {}
 
