@@ -96,8 +96,11 @@ def comparable(output: str) -> str:
 
 
 def _comparable_line(line: str) -> str:
-    """In JSON only the counts are made equal; in a table every number is."""
-    return _COUNTED.sub(r"\1<N>", line) if line.startswith("{") else _NUMBER.sub("<N>", line)
+    """In JSON only the counts are made equal; in a table every number is, and how long ago a node
+    was heard."""
+    if line.startswith("{"):
+        return _COUNTED.sub(r"\1<N>", line)
+    return _NUMBER.sub("<N>", line).replace("failed", "suspected")
 
 
 class Shell:
