@@ -20,7 +20,12 @@ from typing import Literal
 
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import InvalidRequest, KotobaError, Unavailable
-from cluster_core.graph.operations import BatchOperation, Operation, OperationResult
+from cluster_core.graph.operations import (
+    BatchOperation,
+    Operation,
+    OperationResult,
+    TransactionResult,
+)
 from cluster_core.membership.forming import (
     FORMING,
     Forming,
@@ -250,6 +255,26 @@ class KotobaCluster:
         return await self.node.writes.batch(
             operations,
             eventual=consistency == "eventual",
+            idempotency_key=idempotency_key,
+            principal=principal,
+            deadline=self._deadline(timeout_ms),
+        )
+
+    async def execute_transaction(
+        self,
+        operations: Sequence[BatchOperation],
+        *,
+        idempotency_key: str | None = None,
+        principal: str = "",
+        timeout_ms: int | None = None,
+    ) -> TransactionResult:
+        """Execute all of ``operations`` or none, over any partitions, at one timestamp.
+
+        Each sees what those before it do. Raises the error of the first operation that failed, with
+        its ``index``, and Conflict when it lost against other transactions until its time was over.
+        """
+        return await self.node.writes.transaction(
+            operations,
             idempotency_key=idempotency_key,
             principal=principal,
             deadline=self._deadline(timeout_ms),

@@ -38,6 +38,7 @@ from cluster_core.graph.values import (
 from cluster_core.types import Digest, Timestamp, partition_of
 
 __all__ = [
+    "CID_FIELDS",
     "BatchOperation",
     "CreateEdge",
     "CreateNode",
@@ -46,13 +47,16 @@ __all__ = [
     "DeleteNode",
     "Operation",
     "OperationResult",
+    "TransactionResult",
     "UpdateEdge",
     "UpdateNode",
     "check_batch",
     "check_operation",
+    "check_refs",
     "create",
     "decode_operation",
     "decode_result",
+    "decode_transaction_result",
     "encode_operation",
     "encode_result",
     "entity_nonce",
@@ -124,6 +128,16 @@ class OperationResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
     created: bool
 
 
+class TransactionResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a transaction answers: one result for each operation, all written at ``timestamp``.
+
+    It makes at most one new version of an entity, which all results of that entity name.
+    """
+
+    results: list[OperationResult]
+    timestamp: Timestamp
+
+
 class BatchOperation(msgspec.Struct, array_like=True, frozen=True):
     """One of several operations.
 
@@ -141,17 +155,18 @@ encode_operation: Final = encode_message
 decode_operation: Final[Callable[[bytes], Operation]] = message_decoder(Operation)
 encode_result: Final = msgspec.msgpack.Encoder().encode
 decode_result: Final = msgspec.msgpack.Decoder(OperationResult).decode
+decode_transaction_result: Final = msgspec.msgpack.Decoder(TransactionResult).decode
 
 
 # Checking
 
-_CID_FIELDS: Final = {"cid": "digest", "source_cid": "source", "target_cid": "target"}
+CID_FIELDS: Final = {"cid": "digest", "source_cid": "source", "target_cid": "target"}
 """The contract's names of the fields that hold CIDs, and ours."""
 
 _CHECKED_FIELDS: Final = {
     kind: [
         (field, ours)
-        for field, ours in [*_CID_FIELDS.items(), ("if_version", "if_version")]
+        for field, ours in [*CID_FIELDS.items(), ("if_version", "if_version")]
         if ours in kind.__struct_fields__
     ]
     for kind in (UpdateNode, DeleteNode, CreateEdge, UpdateEdge, DeleteEdge)
@@ -198,7 +213,14 @@ def check_batch(operations: Sequence[BatchOperation], limits: LimitConfig) -> No
     if len(operations) > limits.batch_operations_max:
         bound = limits.batch_operations_max
         raise TooLarge(f"a batch may have {bound} operations", limit=bound)
+    check_refs(operations)
+
+
+def check_refs(operations: Sequence[BatchOperation]) -> None:
+    """Check that each ref names an earlier operation. Raises InvalidRequest with all mistakes, and
+    as ``index`` the operation of the first."""
     problems: list[Problem] = []
+    first = -1
     names: set[str] = set()
     for index, item in enumerate(operations):
         for field, name in sorted(item.refs.items()):
@@ -210,8 +232,12 @@ def check_batch(operations: Sequence[BatchOperation], limits: LimitConfig) -> No
                 why = f"{item.ref!r} is the ref of an earlier operation"
                 problems.append({"where": f"operations.{index}.ref", "why": why})
             names.add(item.ref)
+        if problems and first < 0:
+            first = index
     if problems:
-        raise invalid(problems)
+        error = invalid(problems)
+        error.extra["index"] = first
+        raise error
 
 
 def resolve_refs(item: BatchOperation, known: Mapping[str, Digest | None]) -> Operation:
@@ -224,7 +250,7 @@ def resolve_refs(item: BatchOperation, known: Mapping[str, Digest | None]) -> Op
         digest = known[name]
         if digest is None:
             raise DependencyFailed(f"the operation that ${name} names failed", ref=name)
-        changes[_CID_FIELDS[field]] = digest
+        changes[CID_FIELDS[field]] = digest
     return msgspec.structs.replace(item.operation, **changes) if changes else item.operation
 
 
@@ -369,8 +395,11 @@ def place_creation(
     idempotency_key: str,
     index: int,
     partition_count: int,
+    *,
+    partition: int | None = None,
 ) -> Creation:
-    """The creation that every retry under this key makes, in the partition that the key chooses.
+    """The creation that every retry under this key makes, in the partition that the key chooses
+    (or in ``partition``, which must then depend on the key alone as well).
 
     A retry with another body must meet the dedupe record of the first one, so the partition of a
     vertex has to depend on the key alone: its nonce is the first of a fixed sequence that puts its
@@ -381,7 +410,7 @@ def place_creation(
         nonce = entity_nonce(principal, idempotency_key, index, 0)
         return create(operation, nonce, partition_count)
     seed = _seed(principal, idempotency_key, index)
-    wanted = partition_of(seed.digest(), partition_count)
+    wanted = partition_of(seed.digest(), partition_count) if partition is None else partition
     blank = first_node_block(operation.labels, operation.properties, bytes(NONCE_BYTES))
     head, tail = blank[: NODE_NONCE.start], blank[NODE_NONCE.stop :]
     attempt = 0

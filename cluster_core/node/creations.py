@@ -50,6 +50,14 @@ class StickyPlacement:
         nonce = self._random.randbytes(16)
         return place_among(operation, self._window, nonce, self._partition_count)
 
+    def partition(self) -> int | None:
+        """A partition led here, for vertices that shall live together; None when none is."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._until:
+            self._move_on(now)
+        window = sorted(self._window)
+        return window[self._random.randbytes(1)[0] % len(window)] if window else None
+
     def _move_on(self, now: float) -> None:
         led = [
             group - 1

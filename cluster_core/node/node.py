@@ -32,6 +32,7 @@ from cluster_core.replication.mesh import Mesh
 from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router
+from cluster_core.txn.atomic import AtomicExecutor
 from cluster_core.txn.executor import Executor
 from cluster_core.txn.participant import Participant
 from cluster_core.txn.sweep import Sweep
@@ -104,10 +105,14 @@ class ClusterNode:
         self.transactions = Transactions(self.router, self.participant, clock, config, random)
         count = founding.partition_count
         self.executor = Executor(self.router, clock, config, count, self.transactions)
+        self.atomic = AtomicExecutor(
+            self.router, clock, config, count, self.participant, self.transactions
+        )
         self.reads = Reads(self.router, engine, clock, config, count)
         self.writes = Writes(
             self.router,
             self.executor,
+            self.atomic,
             config,
             count,
             random,

@@ -33,10 +33,12 @@ from cluster_core.graph.operations import (
     DeleteEdge,
     Operation,
     OperationResult,
+    TransactionResult,
     UpdateEdge,
     check_batch,
     check_operation,
     check_size,
+    decode_transaction_result,
     entity_nonce,
     fingerprint,
     home_partition,
@@ -44,11 +46,13 @@ from cluster_core.graph.operations import (
     resolve_refs,
 )
 from cluster_core.graph.values import encode_message, message_decoder
+from cluster_core.node.compose import Composer
 from cluster_core.node.creations import StickyPlacement
 from cluster_core.ports import Random
 from cluster_core.replication.router import RETRY_DELAY_S, Router
+from cluster_core.txn.atomic import AtomicExecutor
 from cluster_core.txn.executor import Executor
-from cluster_core.txn.items import Item
+from cluster_core.txn.items import Item, TransactionItem
 from cluster_core.types import Digest, GroupId, NodeId, group_of
 
 __all__ = ["Writes"]
@@ -60,6 +64,11 @@ class _ExecuteRequest(msgspec.Struct, array_like=True, frozen=True):
     durable_here: bool
 
 
+class _TransactRequest(msgspec.Struct, array_like=True, frozen=True):
+    item: TransactionItem
+    timeout_ms: int
+
+
 class _Executed(msgspec.Struct, array_like=True, frozen=True):
     """Of one item: its result, or the fields of its error."""
 
@@ -68,6 +77,7 @@ class _Executed(msgspec.Struct, array_like=True, frozen=True):
 
 
 _decode_request = message_decoder(_ExecuteRequest)
+_decode_transact = message_decoder(_TransactRequest)
 _decode_answer = message_decoder(list[_Executed])
 
 Outcome = OperationResult | KotobaError
@@ -81,6 +91,7 @@ class Writes:
         self,
         router: Router,
         executor: Executor,
+        atomic: AtomicExecutor,
         config: ClusterConfig,
         partition_count: int,
         random: Random,
@@ -91,6 +102,7 @@ class Writes:
         self.failed = 0
         self._router = router
         self._executor = executor
+        self._atomic = atomic
         self._config = config
         self._limits = config.limits
         self._partition_count = partition_count
@@ -98,8 +110,10 @@ class Writes:
         self._locate = locate
         self._address_of = address_of
         self._placement = StickyPlacement(router.host, partition_count, random)
+        self._composer = Composer(self._placement, config.limits, partition_count, random, locate)
         self._inflight = 0
         router.mesh.handle("execute", self._serve_execute)
+        router.mesh.handle("transact", self._serve_transact)
 
     async def operation(
         self,
@@ -192,6 +206,64 @@ class Writes:
         for outcome in finished:
             self._count(outcome)
         return finished
+
+    async def transaction(
+        self,
+        operations: Sequence[BatchOperation],
+        *,
+        idempotency_key: str | None,
+        principal: str,
+        deadline: float,
+    ) -> TransactionResult:
+        """All of ``operations`` or none, at one timestamp. Raises the error of the first that
+        failed, with its ``index``."""
+        self._enter(len(operations))
+        try:
+            item, workers = await self._composer.compose(
+                operations, idempotency_key, principal, deadline
+            )
+            result = await self._transact(item, deadline)
+        except KotobaError:
+            self.failed += 1
+            raise
+        finally:
+            self._inflight -= len(operations)
+        self.processed += len(operations)
+        return self._composer.unfolded(operations, item, workers, result)
+
+    async def _transact(self, item: TransactionItem, deadline: float) -> TransactionResult:
+        """At the leader of its home, again where that cannot execute it twice."""
+        loop = asyncio.get_running_loop()
+        group, unsure = group_of(item.partition), False
+        while True:
+            try:
+                node = await self._router.find_leader(group, deadline)
+                return await self._transact_at(node, item, deadline)
+            except (NoLeader, OutcomeUnknown) as error:
+                unsure = unsure or isinstance(error, OutcomeUnknown)
+                self._router.forget(group)
+                if unsure and not item.dedupe:
+                    raise
+                if loop.time() + RETRY_DELAY_S >= deadline:
+                    raise (_unknown() if unsure else error) from error
+            except RetryError as error:
+                raise (_unknown() if unsure else error) from error
+            await asyncio.sleep(RETRY_DELAY_S)
+
+    async def _transact_at(
+        self, node: NodeId, item: TransactionItem, deadline: float
+    ) -> TransactionResult:
+        if node == self._router.node_id:
+            return await self._atomic.execute(item, deadline)
+        remaining = max(0.001, deadline - asyncio.get_running_loop().time())
+        body = encode_message(_TransactRequest(item, int(remaining * 1000)))
+        answer = await self._router.mesh.request(node, "transact", body, timeout=remaining)
+        return decode_transaction_result(answer)
+
+    async def _serve_transact(self, peer: NodeId, body: bytes) -> bytes:
+        request = _decode_transact(body)
+        deadline = asyncio.get_running_loop().time() + request.timeout_ms / 1000
+        return encode_message(await self._atomic.execute(request.item, deadline))
 
     # Steps of both.
 
@@ -353,9 +425,7 @@ class Writes:
             await asyncio.sleep(RETRY_DELAY_S)
         for position in uncertain:
             if isinstance(outcomes_by_position[position], RetryError):
-                outcomes_by_position[position] = OutcomeUnknown(
-                    "an earlier try may have been executed; retry with the same Idempotency-Key"
-                )
+                outcomes_by_position[position] = _unknown()
         return [outcomes_by_position[position] for position in range(len(items))]
 
     async def _execute_round(
@@ -450,6 +520,12 @@ class Writes:
                 for outcome in outcomes
             ]
         )
+
+
+def _unknown() -> OutcomeUnknown:
+    return OutcomeUnknown(
+        "an earlier try may have been executed; retry with the same Idempotency-Key"
+    )
 
 
 def _edge_of(operation: Operation) -> Digest:

@@ -14,7 +14,6 @@ from typing import Any, Final
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import (
     Conflict,
-    IdempotencyKeyReused,
     InternalError,
     KotobaError,
     NoLeader,
@@ -33,12 +32,12 @@ from cluster_core.txn.items import (
     DedupeEntry,
     Item,
     answer_of,
-    decode_dedupe,
     encode_dedupe,
+    remembered,
     result_of,
 )
 from cluster_core.txn.participant import LocksHeld
-from cluster_core.txn.transactions import Transaction, Transactions
+from cluster_core.txn.transactions import Request, Transaction, Transactions
 from cluster_core.types import GroupId, Timestamp, group_of
 
 __all__ = ["Executor"]
@@ -245,7 +244,9 @@ class Executor:
         own = [part for partition, part in placed if partition == home]
         if len(own) < len(placed):
             job.begin = job.begin or self._clock.now()
-            job.transaction = self._transactions.begin(item, placed, job.begin)
+            request = Request(home, [(0, home)], item.dedupe, item.fingerprint)
+            parts = [(0, partition, part) for partition, part in placed]
+            job.transaction = self._transactions.begin(request, parts, job.begin)
             return False
         _require_unlocked(evaluation, own)
         outcomes = [evaluate(part, evaluation, self._config.limits) for part in own]
@@ -264,17 +265,13 @@ class Executor:
         """Whether this request was answered before. Raises IdempotencyKeyReused."""
         item = job.item
         value = evaluation.plain(keys.dedupe(evaluation.group, item.dedupe))
-        if value is None:
+        entry = remembered(value, item.fingerprint)
+        if entry is None:
             return False
-        entry = decode_dedupe(value)
-        if entry.fingerprint != item.fingerprint:
-            raise IdempotencyKeyReused(
-                "this Idempotency-Key was used for another request; take a new key"
-            )
         if entry.transaction and self._transactions.undecided(evaluation, entry.transaction):
-            job.transaction = self._transactions.resume(item, entry.transaction, entry.result)
+            job.transaction = self._transactions.resume(item.partition, entry)
             return True
-        job.result = entry.result
+        job.result = entry.results[0]
         return True
 
     def _write(self, job: _Job, draft: Draft, outcomes: list[Outcome]) -> bool:
@@ -295,7 +292,7 @@ class Executor:
         job.result = result_of(answer, job.item.partition, timestamp)
         if job.item.dedupe:
             group = group_of(job.item.partition)
-            entry = DedupeEntry(job.item.fingerprint, job.result)
+            entry = DedupeEntry(job.item.fingerprint, [job.result], job.result.timestamp)
             draft.put(keys.dedupe(group, job.item.dedupe), encode_dedupe(entry))
         return True
 
@@ -309,7 +306,8 @@ class Executor:
             transaction, job.transaction = job.transaction, None
             assert transaction is not None
             job.again = transaction.again
-            job.result, job.error = transaction.result, transaction.error
+            job.result = transaction.result.results[0] if transaction.result else None
+            job.error = transaction.error
 
 
 def _raised(outcome: OperationResult | KotobaError) -> OperationResult:

@@ -6,11 +6,22 @@ from collections.abc import Sequence
 
 import msgspec
 
+from cluster_core.errors import IdempotencyKeyReused
 from cluster_core.graph.operations import Operation, OperationResult
 from cluster_core.graph.parts import Answer, Outcome
+from cluster_core.graph.several import PlacedOperation
 from cluster_core.types import Digest, Timestamp
 
-__all__ = ["DedupeEntry", "Item", "answer_of", "decode_dedupe", "encode_dedupe", "result_of"]
+__all__ = [
+    "DedupeEntry",
+    "Item",
+    "TransactionItem",
+    "answer_of",
+    "decode_dedupe",
+    "encode_dedupe",
+    "remembered",
+    "result_of",
+]
 
 
 class Item(msgspec.Struct, array_like=True, frozen=True):
@@ -33,16 +44,41 @@ class Item(msgspec.Struct, array_like=True, frozen=True):
     block: bytes = b""
 
 
+class TransactionItem(msgspec.Struct, array_like=True, frozen=True):
+    """Several operations that are one, on their way to ``partition``, the home of the first.
+    Their results come in the same order."""
+
+    partition: int
+    operations: list[PlacedOperation]
+    dedupe: bytes = b""
+    fingerprint: bytes = b""
+
+
 class DedupeEntry(msgspec.Struct, array_like=True, frozen=True):
-    """The first answer to a request. ``transaction`` is set when that may be undecided yet."""
+    """The first answer to a request: the results of its operations, and when they were written.
+    ``transaction`` is set when that may be undecided yet."""
 
     fingerprint: bytes
-    result: OperationResult
+    results: list[OperationResult]
+    timestamp: Timestamp
     transaction: bytes = b""
 
 
 encode_dedupe = msgspec.msgpack.Encoder().encode
 decode_dedupe = msgspec.msgpack.Decoder(DedupeEntry).decode
+
+
+def remembered(value: bytes | None, fingerprint: bytes) -> DedupeEntry | None:
+    """The entry that a request finds under its key. Raises IdempotencyKeyReused when it is another
+    request's."""
+    if value is None:
+        return None
+    entry = decode_dedupe(value)
+    if entry.fingerprint != fingerprint:
+        raise IdempotencyKeyReused(
+            "this Idempotency-Key was used for another request; take a new key"
+        )
+    return entry
 
 
 def answer_of(outcomes: Sequence[Outcome]) -> Answer:

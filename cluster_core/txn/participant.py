@@ -16,8 +16,8 @@ import msgspec
 
 from cluster_core.config import ClusterConfig, LimitConfig
 from cluster_core.errors import Conflict, KotobaError, RetryError
-from cluster_core.graph.evaluate import evaluate
-from cluster_core.graph.parts import Lock, Outcome, Part, encode_change, locks_of
+from cluster_core.graph.parts import Answer, Part, encode_change
+from cluster_core.graph.several import Shown, Wanted, evaluate_several, locks_of_several, show
 from cluster_core.graph.values import encode_message, message_decoder
 from cluster_core.hlc import HybridClock
 from cluster_core.replication.evaluation import Draft, Evaluation
@@ -44,6 +44,7 @@ of a request are answered together, so a long wait of one would hold up, or even
 _encode = encode_message
 _decode_prepare = message_decoder(PrepareRequest)
 _decode_resolve = msgspec.msgpack.Decoder(ResolveRequest).decode
+_decode_wanted = msgspec.msgpack.Decoder(Wanted).decode
 _decode_check = msgspec.msgpack.Decoder(CheckRequest).decode
 
 
@@ -70,33 +71,31 @@ def make_intent(
     home: GroupId,
     prepared: Timestamp,
     limits: LimitConfig,
-) -> tuple[Intent, list[Outcome]]:
-    """Evaluate ``parts`` and hold what they will write. Raises what the evaluation raises;
+    operations: Sequence[int] = (),
+) -> tuple[Intent, list[tuple[int, Answer]]]:
+    """Evaluate ``parts`` and hold what they will write, and what they read: a part that changes
+    nothing is locked as well, until the transaction is decided. Raises what the evaluation raises;
     LocksHeld when this transaction is older than the one in its way, Conflict when it is younger
     (wait-die: so nobody waits in a circle)."""
-    locks: list[Lock] = [lock for part in parts for lock in locks_of(part)]
+    locks = locks_of_several(parts)
     conflict = evaluation.locks.conflict(locks, transaction)
     if conflict is not None:
         digest, holder = conflict
         if (begin, transaction) < holder:
             raise LocksHeld(digest)
         raise Conflict("another transaction holds what this one needs; try again")
-    outcomes = [evaluate(part, evaluation, limits) for part in parts]
+    evaluated = evaluate_several(parts, evaluation, limits, operations)
     intent = Intent(
         transaction=transaction,
         begin=begin,
         prepared=prepared,
         record_group=home,
         locks=locks,
-        writes=[write for outcome in outcomes for write in outcome.writes],
-        pointers=[pointer for outcome in outcomes for pointer in outcome.pointers],
-        changes=[
-            (outcome.change.entity, encode_change(outcome.change))
-            for outcome in outcomes
-            if outcome.change is not None
-        ],
+        writes=evaluated.writes,
+        pointers=evaluated.pointers,
+        changes=[(change.entity, encode_change(change)) for change in evaluated.changes],
     )
-    return intent, outcomes
+    return intent, evaluated.answers
 
 
 @dataclass
@@ -119,6 +118,7 @@ class Participant:
         router.mesh.handle("txn.prepare", self._serve_prepare)
         router.mesh.handle("txn.resolve", self._serve_resolve)
         router.mesh.handle("txn.check", self._serve_check)
+        router.mesh.handle("txn.show", self._serve_show)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -194,7 +194,7 @@ class Participant:
         if item.begin <= read_horizon(evaluation):
             raise Conflict("this transaction began too long ago; try again")
         prepared = self._clock.now()
-        intent, _ = make_intent(
+        intent, answers = make_intent(
             evaluation,
             item.parts,
             transaction=item.transaction,
@@ -202,10 +202,11 @@ class Participant:
             home=item.home,
             prepared=prepared,
             limits=self._config.limits,
+            operations=item.operations,
         )
         draft.advance(prepared)
         draft.prepare(intent)
-        return Prepared(prepared)
+        return Prepared(prepared, None, answers)
 
     async def _locks_released(self, round_: _Round, deadline: float) -> list[int]:
         """Wait for the locks that older transactions wait for; the positions to try again."""
@@ -297,6 +298,17 @@ class Participant:
         deadline = asyncio.get_running_loop().time() + self._config.limits.timeout_ms / 1000
         await self.resolve(_decode_resolve(body).items, deadline)
         return b""
+
+    # What a decomposition has to know.
+
+    def show(self, want: Wanted) -> Shown:
+        """Raises NoLeader when the group is not led here."""
+        evaluation = self._router.leading(want.group).evaluation
+        assert evaluation is not None
+        return show(want, evaluation, self._config.limits)
+
+    async def _serve_show(self, peer: NodeId, body: bytes) -> bytes:
+        return _encode(self.show(_decode_wanted(body)))
 
     # Recovery's question.
 

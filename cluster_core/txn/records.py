@@ -20,7 +20,7 @@ from enum import IntEnum
 
 import msgspec
 
-from cluster_core.graph.parts import Part
+from cluster_core.graph.parts import Answer, Part
 from cluster_core.types import GroupId, Timestamp
 
 __all__ = [
@@ -60,13 +60,15 @@ decode_record = msgspec.msgpack.Decoder(TransactionRecord).decode
 
 
 class PrepareItem(msgspec.Struct, array_like=True, frozen=True):
-    """One transaction's parts in one group."""
+    """One transaction's parts in one group. With several operations, ``operations`` has for each
+    part the index of its operation."""
 
     transaction: bytes
     begin: Timestamp
     home: GroupId
     group: GroupId
     parts: list[Part]
+    operations: list[int] = []
 
 
 class PrepareRequest(msgspec.Struct, array_like=True, frozen=True):
@@ -79,10 +81,12 @@ class PrepareRequest(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Prepared(msgspec.Struct, array_like=True, frozen=True):
-    """The answer for one item: its prepare timestamp, or the fields of the error."""
+    """The answer for one item: its prepare timestamp and what its operations answer (by their
+    index), or the fields of the error."""
 
     timestamp: Timestamp
     error: dict[str, object] | None = None
+    answers: list[tuple[int, Answer]] = []
 
 
 class ResolveRequest(msgspec.Struct, array_like=True, frozen=True):

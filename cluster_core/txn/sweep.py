@@ -114,7 +114,7 @@ class Sweep:
         expired = [
             keys.dedupe(replica.group, nonce)
             for nonce, value in entries
-            if decode_dedupe(value).result.timestamp < oldest
+            if decode_dedupe(value).timestamp < oldest
         ]
         kept = len(entries) - len(expired)
         replica.dedupe_full = kept >= self._config.dedupe_entries_max

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -32,8 +32,8 @@ from cluster_core.errors import (
     Overloaded,
     error_from_fields,
 )
-from cluster_core.graph.operations import OperationResult
-from cluster_core.graph.parts import Part
+from cluster_core.graph.operations import TransactionResult
+from cluster_core.graph.parts import Answer, Part
 from cluster_core.graph.values import encode_message, message_decoder
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import Random
@@ -42,7 +42,7 @@ from cluster_core.replication.intents import Intent
 from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router, confirm
 from cluster_core.storage import keys
-from cluster_core.txn.items import DedupeEntry, Item, answer_of, encode_dedupe, result_of
+from cluster_core.txn.items import DedupeEntry, encode_dedupe, result_of
 from cluster_core.txn.participant import LocksHeld, Participant, make_intent, read_horizon
 from cluster_core.txn.records import (
     CheckRequest,
@@ -59,7 +59,7 @@ from cluster_core.txn.records import (
 )
 from cluster_core.types import GroupId, NodeId, Timestamp, group_of
 
-__all__ = ["Transaction", "Transactions"]
+__all__ = ["Request", "Transaction", "Transactions"]
 
 log = logging.getLogger("kotoba.txn")
 
@@ -80,37 +80,62 @@ Decided = tuple[GroupId, bytes, Timestamp, Timestamp]
 """Group, transaction, begin, commit timestamp or 0: what a participant is told."""
 
 
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """What a transaction is about. ``places`` has the index of each operation and the partition of
+    its entity; with ``indexed`` an error says the index of the operation that failed."""
+
+    home: int
+    """The partition of the first operation, where the record is."""
+    places: list[tuple[int, int]]
+    dedupe: bytes = b""
+    fingerprint: bytes = b""
+    indexed: bool = False
+
+
+class _Share:
+    """The parts of one group, in the order of the operations whose indexes stand beside them."""
+
+    __slots__ = ("operations", "parts")
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.operations: list[int] = []
+
+
 class Transaction:
     """One attempt. In the end it has a result or an error, or is to be tried ``again``."""
 
     __slots__ = (
         "again",
+        "answers",
         "applied",
         "begin",
         "commit",
         "error",
         "home",
         "id",
-        "item",
         "own",
         "remote",
+        "request",
         "result",
         "resumed",
     )
 
-    def __init__(self, item: Item, transaction: bytes, begin: Timestamp) -> None:
-        self.item = item
+    def __init__(self, request: Request, transaction: bytes, begin: Timestamp) -> None:
+        self.request = request
         self.id = transaction
         self.begin = begin
-        self.home = group_of(item.partition)
-        self.own: list[Part] = []
-        self.remote: dict[GroupId, list[Part]] = {}
+        self.home = group_of(request.home)
+        self.own = _Share()
+        self.remote: dict[GroupId, _Share] = {}
+        self.answers: dict[int, Answer] = {}
+        """By the index of the operation."""
         self.commit: Timestamp = 0
         self.applied: list[asyncio.Future[Any]] = []
         """Done when a participant's prepare is applied."""
         self.resumed = False
         self.again = False
-        self.result: OperationResult | None = None
+        self.result: TransactionResult | None = None
         self.error: KotobaError | None = None
 
     @property
@@ -118,16 +143,27 @@ class Transaction:
         return self.error is None and not self.again
 
     def fail(self, error: KotobaError) -> None:
-        """Lost against another transaction, or a leader that moved: again; else for good."""
+        """Lost against another transaction, or a leader that moved: again; else for good. Of
+        several operations that fail, the first is the one to tell."""
         if isinstance(error, Conflict | NoLeader):
             self.again = True
-        else:
+        elif self.error is None or _index_of(error) < _index_of(self.error):
             self.error = error
+
+    def answer(self) -> TransactionResult:
+        """Raises Conflict when a participant was prepared before and its answers are gone."""
+        results = []
+        for index, partition in self.request.places:
+            answer = self.answers.get(index)
+            if answer is None:
+                raise Conflict("an answer was lost; try again")
+            results.append(result_of(answer, partition, self.commit))
+        return TransactionResult(results, self.commit)
 
     def record(self, state: RecordState) -> bytes:
         participants = sorted(self.remote)
         return encode_record(
-            TransactionRecord(state, self.begin, self.commit, participants, self.item.dedupe)
+            TransactionRecord(state, self.begin, self.commit, participants, self.request.dedupe)
         )
 
 
@@ -164,23 +200,25 @@ class Transactions:
     # Beginning.
 
     def begin(
-        self, item: Item, placed: Sequence[tuple[int, Part]], begin: Timestamp
+        self, request: Request, parts: Iterable[tuple[int, int, Part]], begin: Timestamp
     ) -> Transaction:
-        """A transaction of ``placed`` parts; ``begin`` is kept over retries, so that it grows old
-        and wins in the end."""
-        transaction = Transaction(item, self._random.randbytes(16), begin)
-        for partition, part in placed:
-            if partition == item.partition:
-                transaction.own.append(part)
+        """A transaction of ``parts``, each with the index of its operation and its partition;
+        ``begin`` is kept over retries, so that it grows old and wins in the end."""
+        transaction = Transaction(request, self._random.randbytes(16), begin)
+        for index, partition, part in parts:
+            if partition == request.home:
+                share = transaction.own
             else:
-                transaction.remote.setdefault(group_of(partition), []).append(part)
+                share = transaction.remote.setdefault(group_of(partition), _Share())
+            share.parts.append(part)
+            share.operations.append(index)
         return transaction
 
-    def resume(self, item: Item, transaction: bytes, result: OperationResult) -> Transaction:
+    def resume(self, home: int, entry: DedupeEntry) -> Transaction:
         """An earlier attempt of the same request, not known to be decided."""
-        resumed = Transaction(item, transaction, 0)
+        resumed = Transaction(Request(home, []), entry.transaction, 0)
         resumed.resumed = True
-        resumed.result = result
+        resumed.result = TransactionResult(entry.results, entry.timestamp)
         return resumed
 
     def undecided(self, evaluation: Evaluation, transaction: bytes) -> bool:
@@ -212,7 +250,8 @@ class Transactions:
             for transaction in transactions:
                 if not transaction.open:
                     self._abandon(transaction)
-            await asyncio.gather(*staged)
+            refused = [one for one in transactions if one.error and one.request.indexed]
+            await asyncio.gather(*staged, *(self._look_for_earlier(one) for one in refused))
             unsure = [one for one in transactions if one.open and not _prepared(one)]
             await asyncio.gather(*(self._conclude(one, deadline) for one in unsure))
             for transaction in transactions:
@@ -231,13 +270,18 @@ class Transactions:
         leaders = await self._router.leaders(sorted(groups), self._soon(deadline))
         by_node: dict[NodeId, list[tuple[Transaction, PrepareItem]]] = {}
         for transaction in transactions:
-            for group, parts in transaction.remote.items():
+            for group, share in transaction.remote.items():
                 node = leaders[group]
                 if node is None:
                     transaction.fail(NoLeader(f"no leader is known for partition {group - 1}"))
                     break
                 item = PrepareItem(
-                    transaction.id, transaction.begin, transaction.home, group, parts
+                    transaction.id,
+                    transaction.begin,
+                    transaction.home,
+                    group,
+                    share.parts,
+                    share.operations if transaction.request.indexed else [],
                 )
                 by_node.setdefault(node, []).append((transaction, item))
         asked = [self._prepare_at(node, pairs, deadline) for node, pairs in by_node.items()]
@@ -269,6 +313,7 @@ class Transactions:
                 if isinstance(error, NoLeader):
                     self._router.forget(item.group)
                 transaction.fail(error)
+            transaction.answers.update(answer.answers)
             transaction.applied.append(done)
 
     async def _prepare_remotely(
@@ -326,28 +371,52 @@ class Transactions:
         key = keys.record(transaction.home, transaction.id)
         if evaluation.plain(key) is not None or transaction.begin <= read_horizon(evaluation):
             raise Conflict("this transaction was given up; try again")
-        item = transaction.item
-        if item.dedupe and evaluation.plain(keys.dedupe(transaction.home, item.dedupe)) is not None:
+        request = transaction.request
+        dedupe = keys.dedupe(transaction.home, request.dedupe)
+        if request.dedupe and evaluation.plain(dedupe) is not None:
             raise Conflict("this request was answered meanwhile")
         commit = self._clock.now()
-        intent, outcomes = make_intent(
-            evaluation,
-            transaction.own,
-            transaction=transaction.id,
-            begin=transaction.begin,
-            home=transaction.home,
-            prepared=commit,
-            limits=self._config.limits,
-        )
-        answer = answer_of(outcomes)
+        intent, answers = self._own_intent(transaction, evaluation, commit)
+        transaction.answers.update(answers)
         transaction.commit = commit
-        transaction.result = result_of(answer, transaction.item.partition, commit)
+        transaction.result = transaction.answer()
         draft.advance(commit)
         draft.prepare(intent)
         draft.put(key, transaction.record(RecordState.STAGING))
-        if item.dedupe:
-            entry = DedupeEntry(item.fingerprint, transaction.result, transaction.id)
-            draft.put(keys.dedupe(transaction.home, item.dedupe), encode_dedupe(entry))
+        if request.dedupe:
+            results = transaction.result.results
+            entry = DedupeEntry(request.fingerprint, results, commit, transaction.id)
+            draft.put(dedupe, encode_dedupe(entry))
+
+    def _own_intent(
+        self, transaction: Transaction, evaluation: Evaluation, prepared: Timestamp
+    ) -> tuple[Intent, list[tuple[int, Answer]]]:
+        return make_intent(
+            evaluation,
+            transaction.own.parts,
+            transaction=transaction.id,
+            begin=transaction.begin,
+            home=transaction.home,
+            prepared=prepared,
+            limits=self._config.limits,
+            operations=transaction.own.operations if transaction.request.indexed else (),
+        )
+
+    async def _look_for_earlier(self, transaction: Transaction) -> None:
+        """A participant refused one of several operations; the home may refuse an earlier one."""
+        try:
+            replica = self._router.leading(transaction.home)
+            assert replica.evaluation is not None
+            confirmed = confirm(replica)
+            try:
+                self._own_intent(transaction, replica.evaluation, self._clock.now())
+            except LocksHeld:
+                transaction.again = True
+            except KotobaError as error:
+                transaction.fail(error)
+            await confirmed
+        except NoLeader:
+            transaction.again = True
 
     async def _staged(
         self,
@@ -709,6 +778,12 @@ def _records(replica: Replica) -> list[tuple[bytes, TransactionRecord]]:
 def _delete_record(evaluation: Evaluation, draft: Draft, transaction: bytes, value: bytes) -> None:
     if evaluation.plain(keys.record(evaluation.group, transaction)) is not None:
         draft.delete(keys.record(evaluation.group, transaction))
+
+
+def _index_of(error: KotobaError) -> int:
+    """Of the operation that failed."""
+    index: int = error.extra.get("index", 0)
+    return index
 
 
 def _prepared(transaction: Transaction) -> bool:
