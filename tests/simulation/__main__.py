@@ -13,6 +13,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the simulated cluster from many seeds.")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15.0, help="virtual seconds of trouble")
     parser.add_argument(
         "--pace", type=float, default=1.0, help="seconds between faults, on average"
@@ -22,7 +23,7 @@ def main() -> int:
     for seed in range(options.first, options.first + options.count):
         started = time.perf_counter()
         try:
-            made = run(seed, seconds=options.seconds, pace=options.pace)
+            made = run(seed, nodes=options.nodes, seconds=options.seconds, pace=options.pace)
         except AssertionError as error:
             failed.append(seed)
             print(error, flush=True)

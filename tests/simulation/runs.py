@@ -41,9 +41,18 @@ class Run:
 
 
 def run(
-    seed: int, *, seconds: float = 15.0, clients: int = 6, chaos: bool = True, pace: float = 1.0
+    seed: int,
+    *,
+    nodes: int = 3,
+    seconds: float = 15.0,
+    clients: int = 6,
+    chaos: bool = True,
+    pace: float = 1.0,
 ) -> Run:
-    """Run ``seed``. Raises an AssertionError that begins with the seed when anything is wrong."""
+    """Run ``seed``. Raises an AssertionError that begins with the seed when anything is wrong.
+
+    With more ``nodes`` than a partition has replicas, no node has all of them.
+    """
     history = History()
     worlds: list[World] = []
 
@@ -52,7 +61,7 @@ def run(
         await _live(world, history, seconds=seconds, clients=clients, chaos=chaos, pace=pace)
 
     try:
-        world = simulate(seed, scenario)
+        world = simulate(seed, scenario, nodes=nodes)
         assert not world.failures, "\n".join(world.failures)
         result = check(history.with_cascades(), EntityModel())
         assert result.ok, result.report
@@ -61,7 +70,8 @@ def run(
         where = "".join(traceback.format_tb(error.__traceback__)[-2:])
         raise AssertionError(
             f"seed {seed}: {error!r}\n{where}"
-            f"replay: python -m tests.simulation --first {seed} --count 1\n"
+            f"replay: python -m tests.simulation --first {seed} --count 1 --nodes {nodes} "
+            f"--seconds {seconds:g} --pace {pace:g}\n"
             f"the end of its trace:\n{tail}"
         ) from error
     return Run(world, history)

@@ -14,31 +14,27 @@ __all__ = ["TransactionAtomicity"]
 
 
 class TransactionAtomicity:
-    """Looked at when a run has come to rest, for each node on its own."""
+    """Looked at when a run has come to rest, so that any replica speaks for its group."""
 
     def check(self, replicas: list[ReplicaView]) -> None:
-        nodes: dict[str, list[ReplicaView]] = {}
+        groups: dict[GroupId, ReplicaView] = {}
         for view in replicas:
             if view.group:
-                nodes.setdefault(view.node, []).append(view)
-        for node, groups in nodes.items():
-            for view in groups:
+                groups.setdefault(view.group, view)
                 left = [key[3:].hex() for key, _ in view.table(keys.INTENT)]
-                assert not left, f"{node}, group {view.group}: intents are left: {left}"
-            self._check_edges(node, groups)
+                assert not left, f"{view.node}, group {view.group}: intents are left: {left}"
+        self._check_edges(list(groups.values()))
 
-    def _check_edges(self, node: str, groups: list[ReplicaView]) -> None:
+    def _check_edges(self, groups: list[ReplicaView]) -> None:
         entities = {digest for view in groups for digest in _alive(view)}
         outgoing = _adjacency(groups, keys.OUT)
         incoming = _adjacency(groups, keys.IN)
-        halves = outgoing.keys() ^ incoming.keys()
-        assert not halves, f"{node}: half an edge: {sorted(map(bytes.hex, halves))}"
+        halves = sorted(outgoing.keys() ^ incoming.keys())
+        assert not halves, f"half an edge: {[edge.hex() for edge in halves]}"
         for edge, (source, target) in outgoing.items():
-            assert incoming[edge] == (target, source), f"{node}: edge {edge.hex()} has other ends"
-            missing = {edge, source, target} - entities
-            assert not missing, (
-                f"{node}: edge {edge.hex()} without {sorted(map(bytes.hex, missing))}"
-            )
+            assert incoming[edge] == (target, source), f"edge {edge.hex()} has other ends"
+            missing = sorted({edge, source, target} - entities)
+            assert not missing, f"edge {edge.hex()} without {[one.hex() for one in missing]}"
 
 
 def _bounds(group: GroupId, table: bytes) -> tuple[bytes, bytes]:
