@@ -58,6 +58,8 @@ class ReplicationConfig:
     """How long an intent's coordinator may be silent before somebody else decides for it."""
     sweep_interval_ms: int = 500
     dedupe_retention_ms: int = 3_600_000
+    history_retention_ms: int = 86_400_000
+    """How long old versions, deletions and the changes of feeds are kept: a day."""
     dedupe_entries_max: int = 100_000
     """Per partition; beyond it a request with an Idempotency-Key is refused as overloaded."""
     transaction_horizon_ms: int = 600_000

@@ -27,6 +27,7 @@ from cluster_core.query.host import ReadAgain, ReadPoint
 from cluster_core.query.plan import Get, History, Query, check_query
 from cluster_core.query.results import QueryResult, Statistics, VersionRow
 from cluster_core.replication.closed import ClosedTimestamps
+from cluster_core.replication.history import Retention
 from cluster_core.replication.host import ReplicationHost
 from cluster_core.replication.mesh import Mesh
 from cluster_core.replication.pace import Pace
@@ -126,6 +127,7 @@ class ClusterNode:
         self.peers_up: dict[NodeId, float] = {}
         """Since when the stream to each peer stands, in the loop's time."""
         self._foreign = ForeignChanges(self.router, bus)
+        self._retention = Retention(self.host, self.closed, engine, clock, config)
         self._sweep = Sweep(self.router, self.transactions, clock, config)
         self._tasks: list[asyncio.Task[None]] = []
         self._events = 0
@@ -145,7 +147,14 @@ class ClusterNode:
         self._transport.set_peers(peers)
         self.host.start()
         loop = asyncio.get_running_loop()
-        work = (self._sweep.run(), self._keep_house(), self.mesh.expire())
+        work = (
+            self._sweep.run(),
+            self._retention.run(),
+            self.indexes.run(),
+            self._index_builder.run(),
+            self._keep_house(),
+            self.mesh.expire(),
+        )
         self._tasks = [loop.create_task(one) for one in work]
         if self._is_new:
             loop.call_later(

@@ -16,10 +16,16 @@ from functools import partial
 import msgspec
 
 from cluster_core.config import ClusterConfig
-from cluster_core.errors import ClockCeiling, InvalidRequest, NoLeader, OutcomeUnknown
+from cluster_core.errors import (
+    ClockCeiling,
+    HistoryCollected,
+    InvalidRequest,
+    NoLeader,
+    OutcomeUnknown,
+)
 from cluster_core.graph.entities import Entity
 from cluster_core.graph.records import decode_record
-from cluster_core.hlc import HybridClock
+from cluster_core.hlc import HybridClock, format_timestamp
 from cluster_core.ports import Engine
 from cluster_core.query.host import ReadAgain, ReadPoint
 from cluster_core.query.local import run_task_bytes
@@ -372,6 +378,14 @@ class Reads:
         if replica is None:
             raise NoLeader(f"{self.node_id} has no replica of partition {partition}")
         await replica.reached(index)
+
+    def require_history(self, partition: int, timestamp: Timestamp) -> None:
+        replica = self._router.host.replicas.get(group_of(partition))
+        if replica is not None and timestamp < replica.horizon:
+            raise HistoryCollected(
+                f"{format_timestamp(timestamp)} is older than what is kept",
+                kept_since=format_timestamp(replica.horizon),
+            )
 
     async def settle(
         self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None

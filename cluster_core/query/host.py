@@ -61,6 +61,11 @@ class QueryHost(Protocol):
         """Return when the local replica of ``partition`` has applied ``index``."""
         ...
 
+    def require_history(self, partition: int, timestamp: Timestamp) -> None:
+        """Raise HistoryCollected where the local replica of ``partition`` no longer keeps what a
+        read at ``timestamp`` sees. Asked again when all is read: a collection may overtake it."""
+        ...
+
     async def settle(
         self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None
     ) -> None:

@@ -52,11 +52,19 @@ async def run_task_bytes(host: QueryHost, request: bytes) -> bytes:
 
 async def run_task(task: Task, host: QueryHost, point: ReadPoint, budget: Budget) -> Result:
     """Run ``task`` here. Raises ReadAgain, and what the host raises when it cannot serve."""
-    for partition in partitions_of(task):
+    partitions = partitions_of(task)
+    for partition in partitions:
         index = point.applied.get(partition)
         if index is not None:
             await host.wait_applied(partition, index)
-    work = Work(host, point, budget)
+        host.require_history(partition, point.timestamp)
+    result = await _run(task, Work(host, point, budget))
+    for partition in partitions:
+        host.require_history(partition, point.timestamp)
+    return result
+
+
+async def _run(task: Task, work: Work) -> Result:
     match task:
         case LoadTask():
             return await load(task, work)

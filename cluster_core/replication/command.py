@@ -28,6 +28,8 @@ class Command(msgspec.Struct, array_like=True, gc=False):
     prepared: list[bytes] = []
     """Transactions whose intents this command adds; each intent is also among ``puts``."""
     resolved: list[tuple[bytes, Timestamp]] = []
+    horizon: Timestamp = 0
+    """The partition's new horizon (``history.py``), which is also among ``puts``; 0: it stays."""
 
 
 encode_command = msgspec.msgpack.Encoder().encode

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Final
 
 from cluster_core.graph.indexes import (
     IndexDefinition,
@@ -24,7 +25,10 @@ from cluster_core.replication.locks import LockTable
 from cluster_core.storage import keys, mvcc
 from cluster_core.types import Digest, GroupId, Timestamp
 
-__all__ = ["Draft", "Evaluation"]
+__all__ = ["HISTORY", "Draft", "Evaluation"]
+
+HISTORY: Final = b"history"
+"""Name of the state that holds a partition's horizon (``history.py``)."""
 
 
 class Evaluation:
@@ -85,6 +89,12 @@ class Evaluation:
         is committed of them later is not below it."""
         return min((intent.prepared for intent in self._intents.values()), default=None)
 
+    @property
+    def horizon(self) -> Timestamp:
+        """Below it the past is not kept, once all that is in flight is applied."""
+        value = self.plain(keys.state(self.group, HISTORY))
+        return 0 if value is None else int.from_bytes(value, "big")
+
     def begin(self, index: int) -> Draft:
         """A draft of the entry that will be proposed at ``index``, in this turn of the loop.
 
@@ -141,6 +151,7 @@ class Draft:
     __slots__ = (
         "_deletes",
         "_evaluation",
+        "_horizon",
         "_prepared",
         "_puts",
         "_resolved",
@@ -160,6 +171,7 @@ class Draft:
         self._deletes: list[bytes] = []
         self._prepared: list[bytes] = []
         self._resolved: list[tuple[bytes, Timestamp]] = []
+        self._horizon: Timestamp = 0
 
     def __bool__(self) -> bool:
         return bool(self._puts or self._deletes)
@@ -224,9 +236,22 @@ class Draft:
             for digest, description in intent.changes:
                 self.change(digest, description, commit)
 
+    def move_horizon(self, horizon: Timestamp) -> None:
+        """Nothing that only reads below ``horizon`` can see is kept any more."""
+        assert self._evaluation.horizon < horizon < self.timestamp
+        self.put(keys.state(self._evaluation.group, HISTORY), horizon.to_bytes(8, "big"))
+        self._horizon = horizon
+
     def encode(self) -> bytes:
         return encode_command(
-            Command(self.timestamp, self._puts, self._deletes, self._prepared, self._resolved)
+            Command(
+                self.timestamp,
+                self._puts,
+                self._deletes,
+                self._prepared,
+                self._resolved,
+                self._horizon,
+            )
         )
 
 

@@ -18,7 +18,7 @@ from cluster_core.hlc import HybridClock
 from cluster_core.ports import DATA, Batch, Engine, Random
 from cluster_core.raft import Raft, Ready, Refusal, Role
 from cluster_core.replication.command import Command, decode_command
-from cluster_core.replication.evaluation import Draft, Evaluation
+from cluster_core.replication.evaluation import HISTORY, Draft, Evaluation
 from cluster_core.replication.intents import IntentIndex, decode_intent
 from cluster_core.replication.log_store import LogStore
 from cluster_core.storage import keys
@@ -63,6 +63,9 @@ class Replica:
         self._applied_key = keys.state(group, b"applied")
         value = engine.get(DATA, self._applied_key)
         self.applied, self.applied_timestamp = (0, 0) if value is None else _APPLIED.unpack(value)
+        value = engine.get(DATA, keys.state(group, HISTORY))
+        self.horizon: Timestamp = 0 if value is None else int.from_bytes(value, "big")
+        """Below it the past is not kept any more (``history.py``)."""
         self.raft = Raft(
             group=group,
             replica=replica,
@@ -315,6 +318,9 @@ class Replica:
             self._index_intents(command)
         for transaction, commit in command.resolved:
             self.intents.remove(transaction, commit)
+        if command.horizon:
+            assert command.horizon > self.horizon
+            self.horizon = command.horizon
         if self.on_change is not None:
             self._report_changes(command)
         self.commands_applied += 1

@@ -61,6 +61,8 @@ LOG: Final = b"L"
 """Raft family: log entries, ``group · L · index``."""
 HARD_STATE: Final = b"H"
 """Raft family: term and vote, ``group · H``."""
+COLLECTED: Final = b"G"
+"""Raft family: the horizon below which this node has collected, ``group · G``. Not replicated."""
 
 NODE_SCOPE: Final = b"\xff\xff"
 """Raft family: what belongs to the node and to no group (store id, founding, clock ceiling)."""
@@ -176,6 +178,14 @@ def split_version(key: bytes) -> tuple[bytes, Timestamp]:
 
 def log_entry(group: GroupId, index: int) -> bytes:
     return _GROUP(group) + LOG + _U64(index)
+
+
+def collected(group: GroupId) -> bytes:
+    return _GROUP(group) + COLLECTED
+
+
+def log_start(group: GroupId) -> bytes:
+    return _GROUP(group) + LOG_START
 
 
 def hard_state(group: GroupId) -> bytes:

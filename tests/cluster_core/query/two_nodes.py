@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from msgspec import structs
 
 from cluster_core.config import LimitConfig
+from cluster_core.errors import HistoryCollected
 from cluster_core.graph.blocks import (
     decode_block,
     digest_of,
@@ -58,6 +59,9 @@ class QueryNode:
         self.fault: Exception | None = None
         """Raised by the next settle."""
         self.delay = 0.0
+        self.horizon: Timestamp = 0
+        self.known: list[IndexDefinition] = []
+        """The property indexes that this node takes for ready."""
         self._mesh = mesh
         mesh[node_id] = self
 
@@ -73,6 +77,11 @@ class QueryNode:
     async def wait_applied(self, partition: int, index: int) -> None:
         assert self.serving_node(partition) == self.node_id
         self.waited.append((partition, index))
+
+    def require_history(self, partition: int, timestamp: Timestamp) -> None:
+        assert self.serving_node(partition) == self.node_id
+        if timestamp < self.horizon:
+            raise HistoryCollected("it is older than what is kept")
 
     async def settle(
         self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None

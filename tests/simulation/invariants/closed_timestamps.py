@@ -1,4 +1,4 @@
-"""What is closed stays closed: no entry beyond the index of a closed timestamp writes at or below it.
+"""What is closed stays closed: no entry behind the index of a closed timestamp writes below it.
 
 Every node's newest closed timestamps are looked at, whether it led the group or was told, and every
 entry that anybody applies.

@@ -1,7 +1,12 @@
-"""Replicas that have applied the same log hold the same data, byte for byte."""
+"""Replicas that have applied the same log keep the same data, byte for byte.
+
+What lies below their common horizon is compared too, as far as it is to be kept: how much of the
+rest each has collected is its own affair.
+"""
 
 from __future__ import annotations
 
+from cluster_core.replication.history import kept_pairs
 from cluster_core.types import GroupId
 from tests.simulation.invariants.view import ReplicaView
 
@@ -17,7 +22,7 @@ class ReplicaEquality:
             other = first.setdefault((view.group, view.applied), view)
             if other is view:
                 continue
-            mine, theirs = dict(view.data()), dict(other.data())
+            mine, theirs = _kept(view), _kept(other)
             different = sorted(
                 key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)
             )
@@ -25,3 +30,7 @@ class ReplicaEquality:
                 f"group {view.group}, applied {view.applied}: {view.node} and {other.node} "
                 f"differ in {len(different)} keys, first {different[0][2:].hex()}"
             )
+
+
+def _kept(view: ReplicaView) -> dict[bytes, bytes]:
+    return dict(kept_pairs(view.engine, view.group, view.replica.horizon))
