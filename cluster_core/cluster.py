@@ -14,12 +14,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random as random_module
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
 from cluster_core.config import ClusterConfig
-from cluster_core.errors import InvalidRequest, KotobaError, Unavailable
+from cluster_core.errors import (
+    InvalidRequest,
+    KotobaError,
+    StorageFailed,
+    StorageFull,
+    Unavailable,
+)
 from cluster_core.graph.operations import (
     BatchOperation,
     Operation,
@@ -50,7 +56,7 @@ from cluster_core.ports import Clock, Engine, Random, Transport
 from cluster_core.query.plan import Query
 from cluster_core.query.results import QueryResult
 from cluster_core.status import ClusterStatus, HealthStatus, PartitionStatus, ReadyStatus
-from cluster_core.storage import MemoryEngine, RocksEngine
+from cluster_core.storage import MemoryDisk, MemoryEngine, RocksEngine
 from cluster_core.types import Consistency, Digest, NodeId, Timestamp, partition_of
 
 __all__ = ["KotobaCluster"]
@@ -61,10 +67,13 @@ log = logging.getLogger("kotoba.cluster")
 class KotobaCluster:
     """See the module.
 
-    ``data_dir`` holds the node's RocksDB; without it (and without ``engine``) everything is in
+    ``data_dir`` holds the node's RocksDB; without it (and without ``open_engine``) everything is in
     memory and gone with the process. ``peers`` are the addresses of the other founding nodes.
     ``advertise`` is where others reach this node, when that is not the address it listens at.
-    The remaining arguments replace the ports of :mod:`cluster_core.ports`.
+    The remaining arguments replace the ports of :mod:`cluster_core.ports`; ``open_engine`` is
+    called at the start, and again after a write that found no space, once there is room (rule 5:
+    then all Raft state is rebuilt from the disk). After any other failure of the disk the node
+    stays without replicas until the process starts again: it passes on what clients ask.
     """
 
     def __init__(
@@ -77,18 +86,18 @@ class KotobaCluster:
         advertise: str | None = None,
         transport: Transport | None = None,
         clock: Clock | None = None,
-        engine: Engine | None = None,
+        open_engine: Callable[[], Engine] | None = None,
         random: Random | None = None,
     ) -> None:
         self.node_id = node_id
         self.config = config or ClusterConfig()
         self.address = ""
-        self._data_dir = data_dir
         self._peers = list(peers)
         self._advertise = advertise
         self._transport: Transport = transport or NoTransport()
         self._wall: Clock = clock or SystemClock()
-        self._engine = engine
+        self._open_engine = open_engine or self._store_of(data_dir)
+        self._engine: Engine | None = None
         self._random: Random = random or random_module.Random()
         self._bus = EventBus(self.config.limits.event_queue_max)
         self._identity: Identity | None = None
@@ -96,6 +105,10 @@ class KotobaCluster:
         self._forming: asyncio.Task[None] | None = None
         self._formation: Forming | None = None
         self._trouble: str | None = None
+        self._reopening: asyncio.Task[None] | None = None
+        self._was_full = False
+        """Whether this process reported a full disk, and opened its store again since."""
+        self._first_request = 0
         self._founded = asyncio.Event()
 
     # Life.
@@ -103,21 +116,50 @@ class KotobaCluster:
     async def start(self, address: str) -> None:
         """Open the store, listen at ``address`` (``host:port``) and begin to form or to recover.
 
-        Returns when this node listens; :meth:`ready` waits for the cluster. Raises StorageFailed,
+        Returns when this node listens; :meth:`ready` waits for the cluster. With a full disk it
+        listens, says so in its status, and goes on when there is room. Raises StorageFailed,
         InvalidRequest, or what the transport raises when it cannot listen.
         """
-        assert self._identity is None, "a cluster object is started once"
+        assert not self.address, "a cluster object is started once"
         self.address = self._advertise or address
-        if self._engine is None:
-            self._engine = MemoryEngine() if self._data_dir is None else RocksEngine(self._data_dir)
         try:
-            self._identity = await Identity.load(self._engine, self.node_id, self._random)
+            await self._open()
+        except StorageFull as error:
+            self._note_trouble(error.detail)
+        try:
             await self._transport.listen(address, self)
         except BaseException:
-            self._engine.close()
+            self._close_engine()
             raise
-        if self._identity.founding is not None:
-            self._begin(self._identity.founding)
+        if self._engine is None:
+            self._reopen_when_there_is_room()
+        else:
+            self._join()
+
+    def _store_of(self, data_dir: Path | None) -> Callable[[], Engine]:
+        if data_dir is None:
+            disk = MemoryDisk()
+            return lambda: MemoryEngine(disk)
+        reserve_bytes = self.config.storage.reserve_bytes
+        return lambda: RocksEngine(data_dir, reserve_bytes=reserve_bytes)
+
+    async def _open(self) -> None:
+        """Open the store and read who we are. Leaves nothing open when it fails."""
+        self._engine = self._open_engine()
+        try:
+            self._identity = await Identity.load(self._engine, self.node_id, self._random)
+        except BaseException:
+            self._close_engine()
+            raise
+
+    def _close_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def _join(self) -> None:
+        if self._own.founding is not None:
+            self._begin(self._own.founding)
         else:
             self._forming = asyncio.get_running_loop().create_task(self._form())
 
@@ -138,15 +180,68 @@ class KotobaCluster:
 
     async def stop(self) -> None:
         """Hand leaderships over, finish what is in flight, close the store."""
-        if self._forming is not None:
-            self._forming.cancel()
-            await asyncio.gather(self._forming, return_exceptions=True)
+        for task in (self._reopening, self._forming):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self._node is not None:
             await self._node.stop()
         self._bus.close()
         await self._transport.close()
-        if self._engine is not None:
-            self._engine.close()
+        self._close_engine()
+
+    # A full disk.
+
+    def _reopen_when_there_is_room(self) -> None:
+        if self._reopening is None or self._reopening.done():
+            self._reopening = asyncio.get_running_loop().create_task(self._reopen())
+
+    async def _reopen(self) -> None:
+        """A write found no space, or there was none to open the store: open it when there is.
+
+        Until then the node that lost its replicas goes on without any. Nothing that was written
+        without success survives in memory: engine and composition are made anew (rule 5).
+        """
+        delay_ms = self.config.storage.reopen_after_ms
+        delay_ms_max = 10 * delay_ms
+        while True:
+            await asyncio.sleep(delay_ms / 1000)
+            delay_ms = min(2 * delay_ms, delay_ms_max)
+            engine = self._engine
+            if engine is not None and not _has_room_to_open(engine):
+                continue
+            first_request = await self._end_composition()
+            self._close_engine()
+            try:
+                await self._open()
+            except StorageFull as error:
+                self._note_trouble(error.detail)
+                continue
+            except StorageFailed as error:
+                self._note_trouble(error.detail)
+                log.error("the store cannot be opened again: %s", error.detail)
+                return
+            log.warning("the disk has room: the store was opened again")
+            self._trouble = None
+            self._first_request, self._was_full = first_request, True
+            self._join()
+            return
+
+    async def _end_composition(self) -> int:
+        """Stop what works on the store; returns how many requests it may have sent to peers.
+
+        The streams to peers end with it, so nobody waits for an answer that is lost.
+        """
+        if self._forming is not None:
+            self._forming.cancel()
+            await asyncio.gather(self._forming, return_exceptions=True)
+            self._forming = None
+        node, self._node = self._node, None
+        if node is None:
+            return self._first_request
+        self._transport.set_peers({})
+        await node.stop()
+        return node.mesh.last_request
 
     async def _form(self) -> None:
         """Found a cluster with the peers, or be named by one that is founded (rule 20)."""
@@ -168,6 +263,10 @@ class KotobaCluster:
                 on_problem=self._note_trouble,
             )
             await identity.found(founding)
+        except StorageFull as error:
+            self._note_trouble(error.detail)
+            self._reopen_when_there_is_room()
+            return
         except KotobaError as error:
             self._note_trouble(error.detail)
             log.error("this node cannot join its cluster: %s", error.detail)
@@ -190,6 +289,9 @@ class KotobaCluster:
             config=self.config,
             random=self._random,
             bus=self._bus,
+            on_storage_full=self._reopen_when_there_is_room,
+            storage_was_full=self._was_full,
+            first_request=self._first_request,
         )
         self._node.start()
         self._founded.set()
@@ -369,17 +471,19 @@ class KotobaCluster:
 
     @property
     def engine(self) -> Engine | None:
-        """The store of this node, once it is started."""
+        """The store of this node, while it is open."""
         return self._engine
 
     @property
     def observed(self) -> Observed:
         """What :mod:`cluster_core.node.observe` looks at."""
-        return Observed(self.node_id, self.config, self._engine, self._node, self._trouble)
+        waits = self._reopening is not None and not self._reopening.done()
+        return Observed(self.node_id, self.config, self._engine, self._node, self._trouble, waits)
 
     @property
     def _own(self) -> Identity:
-        assert self._identity is not None
+        if self._identity is None:
+            raise Unavailable(self._trouble or f"{self.node_id} is starting")
         return self._identity
 
     def _note_trouble(self, problem: str | None) -> None:
@@ -404,3 +508,8 @@ class KotobaCluster:
             founded=founding,
             virtual_nodes=founding.virtual_nodes,
         )
+
+
+def _has_room_to_open(engine: Engine) -> bool:
+    """With its reserve held again, or with half of what that takes: enough to start with."""
+    return engine.has_room() or 2 * engine.disk_free_bytes() >= max(1, engine.reserve_bytes)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import NotFound
 from cluster_core.node.node import ClusterNode
-from cluster_core.ports import Engine
+from cluster_core.ports import Engine, StorageState
 from cluster_core.status import (
     ClusterStatus,
     HealthStatus,
@@ -34,26 +34,41 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
 
 class Observed(NamedTuple):
     """What there is to look at: ``founded`` is None until there is a cluster, and ``trouble`` then
-    says why, as far as it is known."""
+    says why, as far as it is known. ``engine`` is None before the store is open, and while there is
+    no room to open it (``waits_for_room``)."""
 
     node_id: NodeId
     config: ClusterConfig
     engine: Engine | None
     founded: ClusterNode | None
     trouble: str | None
+    waits_for_room: bool = False
+
+    @property
+    def storage_state(self) -> StorageState:
+        if self.founded is not None:
+            return self.founded.storage.state
+        if self.engine is not None:
+            return self.engine.state
+        return "full" if self.waits_for_room else "failed"
+
+    @property
+    def has_replicas(self) -> bool:
+        """False once the disk failed, or was filled to the last byte."""
+        return self.founded is not None and self.founded.host.storage_error is None
 
 
 def status_of(cluster: Observed) -> ClusterStatus:
     node = cluster.founded
     if node is None:
         return _status_before_founding(cluster)
-    meta = node.host.replicas[META_GROUP]
+    meta = node.host.replicas.get(META_GROUP)
     return ClusterStatus(
         cluster_id=node.founding.cluster_id,
         node_id=node.node_id,
         version=VERSION,
-        leader=meta.leader,
-        term=meta.raft.term,
+        leader=node.router.leader(META_GROUP),
+        term=0 if meta is None else meta.raft.term,
         membership=_membership(node),
         partitions=_partitions(node),
         replication=_replication(node),
@@ -193,9 +208,9 @@ def replication_lag_ms(node: ClusterNode) -> dict[NodeId, float]:
 def _storage(cluster: Observed) -> StorageStatus:
     engine = cluster.engine
     if engine is None:
-        return StorageStatus(state="failed", disk_bytes=0, disk_free_bytes=0)
+        return StorageStatus(state=cluster.storage_state, disk_bytes=0, disk_free_bytes=0)
     return StorageStatus(
-        state=engine.state,
+        state=cluster.storage_state,
         disk_bytes=engine.disk_bytes(),
         disk_free_bytes=engine.disk_free_bytes(),
     )
@@ -219,20 +234,22 @@ def health_of(cluster: Observed) -> HealthStatus:
         reasons.append("fewer than half of the nodes are reachable")
     if status.partitions.without_leader:
         reasons.append(f"{status.partitions.without_leader} partitions have no leader")
-    if status.storage.state != "ok":
-        reasons.append(f"the disk of {status.node_id} is {status.storage.state}")
+    reasons += [
+        f"the disk of {name} {'is full' if state == 'full' else 'failed'}"
+        for name, state in cluster.founded.storage.states().items()
+        if state != "ok"
+    ]
     return HealthStatus(
         is_healthy=not reasons,
         failed_nodes_count=status.membership.failed_nodes,
         reasons=reasons,
-        can_serve=status.storage.state == "ok" and status.membership.has_quorum,
+        can_serve=cluster.has_replicas and status.membership.has_quorum,
     )
 
 
 def readiness_of(cluster: Observed) -> ReadyStatus:
     node = cluster.founded
-    engine = cluster.engine
-    storage_ok = engine is not None and engine.state == "ok"
+    storage_ok = cluster.storage_state == "ok"
     if node is None:
         return ReadyStatus(
             is_ready=False,
@@ -245,8 +262,9 @@ def readiness_of(cluster: Observed) -> ReadyStatus:
     count = node.founding.partition_count
     reachable = sum(_is_reachable(node, leader) for leader in _leaders(node).values())
     missing = []
-    if not storage_ok:
-        missing.append("the disk of this node does not work")
+    if not cluster.has_replicas:
+        state = cluster.storage_state
+        missing.append(f"the disk of this node {'is full' if state == 'full' else 'failed'}")
     if reachable * 10 < count * 9:
         missing.append(f"{count - reachable} of {count} partitions have no leader within reach")
     return ReadyStatus(

@@ -28,7 +28,7 @@ from cluster_core.errors import KotobaError, StorageFailed, StorageFull, Unavail
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import RAFT, Engine, Random
 from cluster_core.replication.pace import Pace
-from cluster_core.replication.replica import Replica
+from cluster_core.replication.replica import Replica, Room
 from cluster_core.storage import keys
 from cluster_core.types import GroupId, NodeId, ReplicaId
 from cluster_core.wire.messages import Message
@@ -104,6 +104,7 @@ class ReplicationHost:
         self._leaders: dict[GroupId, tuple[ReplicaId, int]] = {}
         self._untold: dict[GroupId, Replica] = {}
         """Groups led here whose followers have not been told of the last commitments."""
+        self._full: frozenset[NodeId] = frozenset()
         self._closed = False
 
     def add(
@@ -211,6 +212,21 @@ class ReplicationHost:
             self.mark(replica)
         if attempt < FAILOVER_ATTEMPTS:
             self._fail_over_soon(replica, attempt + 1)
+
+    def set_full(self, nodes: frozenset[NodeId]) -> None:
+        """The disks of ``nodes`` are full, and of no others."""
+        if not nodes and not self._full:
+            return
+        self._full = nodes
+        for replica in self.replicas.values():
+            replica.room = self._room_of(replica)
+
+    def _room_of(self, replica: Replica) -> Room:
+        voters = [replica.members.get(voter) for voter in replica.raft.voters]
+        roomy = sum(voter not in self._full for voter in voters)
+        if 2 * roomy <= len(voters):
+            return "nowhere"
+        return "elsewhere" if self.node_id in self._full else "enough"
 
     # The flush.
 
@@ -396,16 +412,19 @@ class ReplicationHost:
     # Failure.
 
     def _fail_storage(self, error: KotobaError) -> None:
-        """Final for this process: lead nothing, answer nothing, keep reads."""
+        """Final for this host: from here on it has no replicas, so this node leads nothing and
+        vouches for nothing. What clients ask of it is asked of others."""
         if self.storage_error is not None:
             return
-        log.error("the disk failed; this node gives up its leaderships: %s", error.detail)
+        level = logging.WARNING if isinstance(error, StorageFull) else logging.ERROR
+        log.log(level, "the disk of this node takes nothing: %s", error.detail)
         self.storage_error = error
         self._unsynced = _Unsynced()
         for replica in self.replicas.values():
             if replica.is_leader:
                 replica.raft.step_down()
             replica.close(Unavailable(f"the disk of {self.node_id} failed: {error.detail}"))
+        self.replicas.clear()
         self._discard()
         self._on_storage_failed(error)
 

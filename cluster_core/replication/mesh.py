@@ -73,6 +73,7 @@ class Mesh:
     ``on_messages(peer, messages)`` gets the Raft messages. A request is answered by the handler
     registered for its method; what the handler raises travels back as that error. A request whose
     peer is lost, or whose answer is late, fails as *unknown*: it may have been executed.
+    ``first_request``: no lower number is given to a request, for an answer to it may be under way.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Mesh:
         transport: Transport,
         pace: Pace,
         on_messages: Callable[[NodeId, list[Message]], None],
+        first_request: int = 0,
     ) -> None:
         self.node_id = node_id
         self._clock = clock
@@ -91,7 +93,7 @@ class Mesh:
         """Requests and answers that wait for others to leave with them."""
         self._on_messages = on_messages
         self._handlers: dict[str, RequestHandler] = {}
-        self._last_id = 0
+        self.last_request = first_request
         self._pending: dict[int, tuple[NodeId, asyncio.Future[bytes], float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._up: set[NodeId] = set()
@@ -127,11 +129,11 @@ class Mesh:
 
     def expect(self, peer: NodeId, *, timeout: float) -> tuple[int, asyncio.Future[bytes]]:
         """A number that ``peer`` may answer once, and the future of that answer."""
-        self._last_id += 1
+        self.last_request += 1
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes] = loop.create_future()
-        self._pending[self._last_id] = (peer, future, loop.time() + timeout)
-        return self._last_id, future
+        self._pending[self.last_request] = (peer, future, loop.time() + timeout)
+        return self.last_request, future
 
     async def expire(self) -> None:
         """Give up on late answers, until cancelled. One timer for all requests: one each would cost
@@ -198,6 +200,7 @@ class Mesh:
             if not future.done():
                 future.set_exception(OutcomeUnknown("this node is stopping"))
         self._pending.clear()
+        self._up.clear()  # whoever still wants to ask through a closed mesh gets NoLeader
 
     def _send(self, peer: NodeId, kind: int, request_id: int, body: object) -> None:
         frame = _encode((kind, request_id, self._clock.latest, body))

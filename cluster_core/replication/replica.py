@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from struct import Struct
-from typing import Final
+from typing import Final, Literal
 
 from cluster_core.config import RaftConfig
-from cluster_core.errors import KotobaError, NoLeader, OutcomeUnknown, Overloaded
+from cluster_core.errors import KotobaError, NoLeader, OutcomeUnknown, Overloaded, StorageFull
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import DATA, Batch, Engine, Random
 from cluster_core.raft import Raft, Ready, Refusal, Role
@@ -25,7 +25,11 @@ from cluster_core.storage import keys
 from cluster_core.types import GroupId, NodeId, ReplicaId, Timestamp
 from cluster_core.wire.messages import Entry
 
-__all__ = ["Replica"]
+__all__ = ["Replica", "Room"]
+
+Room = Literal["enough", "elsewhere", "nowhere"]
+"""Whether the disks of a group may take what clients write: yes; yes, but not this node's; no, for
+a majority of the voters' disks are full."""
 
 _APPLIED: Final = Struct(">QQ")
 """Applied index and the timestamp of the last command."""
@@ -86,6 +90,7 @@ class Replica:
         self._leading_waiters: list[tuple[int, asyncio.Future[int]]] = []
         self.failed: KotobaError | None = None
         """Set once the node's disk failed, or it stops."""
+        self.room: Room = "enough"
         self._role_waiters: list[asyncio.Future[None]] = []
         self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self.on_change: Callable[[bytes, bytes], None] | None = None
@@ -159,6 +164,16 @@ class Replica:
         if refusal is not None:
             raise NoLeader("the leadership of this partition is moving")
         return evaluation.begin(self.raft.last_index + 1)
+
+    def require_room(self) -> None:
+        """What clients write asks here first; what ends a transaction or keeps a promise does not.
+
+        Raises StorageFull, or NoLeader while the leadership moves to a node with room.
+        """
+        if self.room == "nowhere":
+            raise StorageFull("the disks of this partition's nodes are full")
+        if self.room == "elsewhere":
+            raise NoLeader("the leadership of this partition moves to a node with room")
 
     def propose(self, draft: Draft, deadline: float) -> asyncio.Future[Timestamp]:
         """Propose what :meth:`draft` began.
@@ -408,7 +423,8 @@ class Replica:
         """Nothing more will be decided here. What was proposed may be executed all the same."""
         self.failed = error
         unknown = OutcomeUnknown(f"{error.detail}; the write may have been executed")
-        for _, future, _ in self._proposals.values():
+        proposed = [future for _, future, _ in self._proposals.values()]
+        for future in proposed + [future for future, _ in self._outcomes]:
             if not future.done():
                 future.set_exception(unknown)
         self._proposals.clear()

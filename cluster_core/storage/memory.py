@@ -150,6 +150,11 @@ class MemoryEngine:
         return disk.reserve_held
 
     @property
+    def is_open(self) -> bool:
+        """Neither closed nor crashed."""
+        return self._gone is None
+
+    @property
     def unsynced(self) -> int:
         """Batches that a crash at this moment may lose."""
         return len(self._journal)

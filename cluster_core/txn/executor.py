@@ -18,6 +18,7 @@ from cluster_core.errors import (
     KotobaError,
     NoLeader,
     Overloaded,
+    StorageFull,
 )
 from cluster_core.graph.decompose import decompose
 from cluster_core.graph.evaluate import evaluate
@@ -124,6 +125,7 @@ class Executor:
         This is the hot path of a single write: 25 µs less than through a list of one.
         """
         replica = self._router.leading(group_of(item.partition))
+        replica.require_room()
         draft = replica.draft()
         job = _Job(item)
         try:
@@ -172,8 +174,9 @@ class Executor:
         """Evaluate and propose in this turn; the awaitable settles the jobs."""
         try:
             replica = self._router.leading(group)
+            replica.require_room()
             draft = replica.draft()
-        except (NoLeader, Overloaded) as error:
+        except (NoLeader, Overloaded, StorageFull) as error:
             for job in jobs:
                 job.error = error
             return _nothing()

@@ -193,6 +193,7 @@ class Participant:
             raise Conflict("this transaction was given up; try again")
         if item.begin <= read_horizon(evaluation):
             raise Conflict("this transaction began too long ago; try again")
+        replica.require_room()
         prepared = self._clock.now()
         intent, answers = make_intent(
             evaluation,

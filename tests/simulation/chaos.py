@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-from tests.simulation.world import SimNode, World
+from tests.simulation.world import RESERVE_BYTES, SimNode, World
 
 __all__ = ["Chaos"]
 
@@ -37,6 +37,7 @@ class Chaos:
             self._break_streams,
             self._slow_network,
             self._slow_disk,
+            self._fill_disk,
             self._jump_clock,
         ]
 
@@ -59,6 +60,7 @@ class Chaos:
         self.world.network.faults.calm()
         for node in self.world.nodes:
             node.disk.sync_delay = node.normal_sync_delay
+            node.empty_disk()
         self.world.start_all()
 
     def _some_node(self) -> SimNode:
@@ -151,6 +153,20 @@ class Chaos:
         self.world.note(f"{node.name}: syncs take up to {slowest} s")
         await asyncio.sleep(self._some_time(5))
         node.disk.sync_delay = node.normal_sync_delay
+
+    async def _fill_disk(self) -> None:
+        """Of one node or of all, to the last byte or not quite, with what it held in reserve or
+        without: writes are refused, then fail, and the node opens its store again at the end."""
+        everywhere, with_reserve = self.random.random() < 0.2, self.random.random() < 0.4
+        nodes = self.world.nodes if everywhere else [self._some_node()]
+        free = self.random.choice([0, 300, RESERVE_BYTES // 3])
+        for node in nodes:
+            node.fill_disk(free, with_reserve=with_reserve)
+            self.world.note(f"{node.name}: the disk has {free} bytes left")
+        await asyncio.sleep(self._some_time(6))
+        for node in nodes:
+            node.empty_disk()
+            self.world.note(f"{node.name}: the disk has room")
 
     async def _jump_clock(self) -> None:
         node = self._some_node()

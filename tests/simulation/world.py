@@ -24,7 +24,7 @@ from tests.simulation.clock import SimClock
 from tests.simulation.loop import Process, ProcessDied, SimLoop
 from tests.simulation.network import NetworkFaults, SimNetwork, SimTransport
 
-__all__ = ["SIM_CONFIG", "SimNode", "World", "simulate"]
+__all__ = ["RESERVE_BYTES", "SIM_CONFIG", "SimNode", "World", "simulate"]
 
 T = TypeVar("T")
 
@@ -37,6 +37,9 @@ SIM_CONFIG: Final = ClusterConfig(
 
 _START_TIMEOUT_S: Final = 60.0
 
+RESERVE_BYTES: Final = 20_000
+"""Of each disk: some seconds of a cluster's own bookkeeping."""
+
 
 class SimNode:
     """A machine: its disk and its clock outlive the processes that run on it."""
@@ -45,7 +48,7 @@ class SimNode:
         self.world = world
         self.name = name
         self.address = address
-        self.disk = MemoryDisk(sync_delay=self.normal_sync_delay)
+        self.disk = MemoryDisk(sync_delay=self.normal_sync_delay, reserve_bytes=RESERVE_BYTES)
         self.clock = SimClock(world.loop, offset_ms=world.random.uniform(-100, 100))
         self.incarnation = 0
         self._process: Process | None = None
@@ -85,7 +88,6 @@ class SimNode:
         world.note(f"{self.name} starts ({self.incarnation})")
         self._process = Process(f"{self.name}/{self.incarnation}", world.loop)
         self._transport = SimTransport(world.network, self._process, self.address)
-        self._engine = MemoryEngine(self.disk)
         self._cluster = self._process.call(self._compose)
         self._starting = self._process.run(self._cluster.start(self.address))
         self._starting.add_done_callback(self._note_start)
@@ -98,9 +100,14 @@ class SimNode:
             peers=world.addresses,
             transport=self._transport,
             clock=self.clock,
-            engine=self._engine,
+            open_engine=self._open_engine,
             random=random.Random(f"{world.seed}/{self.name}/{self.incarnation}"),
         )
+
+    def _open_engine(self) -> MemoryEngine:
+        """At the start, and again after the disk was full."""
+        self._engine = MemoryEngine(self.disk)
+        return self._engine
 
     def _note_start(self, starting: asyncio.Future[None]) -> None:
         error = None if starting.cancelled() else starting.exception()
@@ -109,15 +116,18 @@ class SimNode:
 
     async def crash(self) -> None:
         """Power off: the process is gone at once, and with it a part of what was not synced."""
-        process, transport, engine = self._running()
-        self.world.note(f"{self.name} crashes, {engine.unsynced} batches unsynced")
+        process, transport = self._running()
+        engine = self.disk.owner
+        unsynced = "its store closed" if engine is None else f"{engine.unsynced} batches unsynced"
+        self.world.note(f"{self.name} crashes, {unsynced}")
         transport.vanish()
-        engine.crash(self.world.random)
+        if engine is not None:
+            engine.crash(self.world.random)
         await self._end(process)
 
     async def pause(self, seconds: float) -> None:
         """Stop the process for a while, as SIGSTOP does; its peers give up on it in time."""
-        process, transport, _ = self._running()
+        process, transport = self._running()
         network, loop = self.world.network, self.world.loop
         self.world.note(f"{self.name} stands still")
         process.freeze()
@@ -133,21 +143,30 @@ class SimNode:
 
     async def stop(self) -> None:
         """A graceful stop, as by SIGTERM."""
-        process, transport, engine = self._running()
+        process, transport = self._running()
         self.world.note(f"{self.name} stops")
         try:
             await process.run(self.cluster.stop())
         except ProcessDied:
             return
         transport.vanish()
-        engine.close()
         await self._end(process)
 
-    def _running(self) -> tuple[Process, SimTransport, MemoryEngine]:
+    def _running(self) -> tuple[Process, SimTransport]:
         assert self._process is not None
         assert self._transport is not None
-        assert self._engine is not None
-        return self._process, self._transport, self._engine
+        return self._process, self._transport
+
+    def fill_disk(self, free_bytes: int, *, with_reserve: bool) -> None:
+        """Somebody else takes what room there is, and leaves ``free_bytes``: beside what the node
+        holds in reserve, or of that."""
+        engine, disk = self.disk.owner, self.disk
+        used = disk.families.size if engine is None else engine.disk_bytes()
+        held = disk.reserve_bytes if disk.reserve_held and not with_reserve else 0
+        disk.capacity_bytes = used + held + free_bytes
+
+    def empty_disk(self) -> None:
+        self.disk.capacity_bytes = 1 << 40
 
     async def _end(self, process: Process) -> None:
         self._cluster = self._engine = self._transport = None
