@@ -60,8 +60,6 @@ class QueryNode:
         """Raised by the next settle."""
         self.delay = 0.0
         self.horizon: Timestamp = 0
-        self.known: list[IndexDefinition] = []
-        """The property indexes that this node takes for ready."""
         self._mesh = mesh
         mesh[node_id] = self
 
