@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 from cluster_core.config import ClusterConfig
@@ -17,7 +18,9 @@ from cluster_core.membership.detector import FailureDetector
 from cluster_core.membership.forming import Founding
 from cluster_core.node.bus import EventBus
 from cluster_core.node.foreign_changes import ForeignChanges
+from cluster_core.node.leaderships import Leaderships
 from cluster_core.node.reads import Reads
+from cluster_core.node.storage_watch import StorageWatch
 from cluster_core.node.table import partition_table
 from cluster_core.node.writes import Writes
 from cluster_core.ports import Engine, Random, Transport
@@ -48,12 +51,6 @@ log = logging.getLogger("kotoba.node")
 HOUSEKEEPING_S: Final = 0.25
 """Between two looks at the failure detector and at leaderships that belong elsewhere."""
 
-TRANSFERS_MAX: Final = 8
-"""Leaderships sent home in one look: a node that comes back is not flooded."""
-
-PREFER_AFTER_S: Final = 2.0
-"""How long a peer must have been there before leaderships go home to it."""
-
 FOUNDING_CAMPAIGN_S: Final = 0.3
 """A new cluster's preferred leaders campaign within this time of the streams' standing."""
 
@@ -76,6 +73,9 @@ class ClusterNode:
         config: ClusterConfig,
         random: Random,
         bus: EventBus,
+        on_storage_full: Callable[[], None],
+        storage_was_full: bool = False,
+        first_request: int = 0,
     ) -> None:
         self.node_id = node_id
         self.founding = founding
@@ -99,7 +99,7 @@ class ClusterNode:
             on_leader=self._report_leader,
             on_storage_failed=self._report_storage,
         )
-        self.mesh = Mesh(node_id, clock, transport, pace, self._on_messages)
+        self.mesh = Mesh(node_id, clock, transport, pace, self._on_messages, first_request)
         self.closed = ClosedTimestamps(self.host, self.mesh, clock)
         self.router = Router(self.host, self.mesh, self.tables)
         self.participant = Participant(self.router, clock, config)
@@ -126,6 +126,11 @@ class ClusterNode:
         )
         self.peers_up: dict[NodeId, float] = {}
         """Since when the stream to each peer stands, in the loop's time."""
+        self._leaderships = Leaderships(self.host, self.tables, self.peers_up)
+        self._on_storage_full = on_storage_full
+        self.storage = StorageWatch(
+            engine, self.host, self.mesh, self._publish_storage, was_full=storage_was_full
+        )
         self._foreign = ForeignChanges(self.router, bus)
         self._retention = Retention(self.host, self.closed, engine, clock, config)
         self._sweep = Sweep(self.router, self.transactions, clock, config)
@@ -146,6 +151,7 @@ class ClusterNode:
         peers = {name: address for name, address in self.addresses.items() if name != self.node_id}
         self._transport.set_peers(peers)
         self.host.start()
+        self.storage.look()
         loop = asyncio.get_running_loop()
         work = (
             self._sweep.run(),
@@ -162,13 +168,13 @@ class ClusterNode:
     def _campaign_for_own(self) -> None:
         """In a new cluster the preferred leader of each group is elected at once."""
         for group, replica in self.host.replicas.items():
-            if self._preferred(group) == self.node_id and not replica.raft.leader:
+            if self._leaderships.preferred(group) == self.node_id and not replica.raft.leader:
                 replica.raft.campaign()
                 self.host.mark(replica)
 
     async def stop(self, *, grace_s: float = 1.0) -> None:
         """Hand the leaderships over, finish what is in flight, and stop."""
-        await self._hand_over(grace_s)
+        await self._leaderships.hand_over(grace_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -176,24 +182,6 @@ class ClusterNode:
         await self.participant.close()
         await self.host.stop()
         await self.mesh.close()
-        self.bus.close()
-
-    async def _hand_over(self, grace_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + grace_s
-        while loop.time() < deadline and self.host.storage_error is None:
-            led = [replica for replica in self.host.replicas.values() if replica.is_leader]
-            pending = any(replica.queued for replica in self.host.replicas.values())
-            for replica in led:
-                heirs = [node for node in replica.members.values() if node in self.peers_up]
-                voters = self.tables[replica.group].voters
-                heirs = [n for r, n in replica.members.items() if n in heirs and r in voters]
-                if heirs:
-                    pending = True
-                    self.host.transfer(replica, heirs[replica.group % len(heirs)])
-            if not pending:
-                return
-            await asyncio.sleep(0.02)
 
     # What the transport tells.
 
@@ -213,6 +201,7 @@ class ClusterNode:
         self.host.on_peer_down(peer)
         self.mesh.on_peer_down(peer)
         self.router.on_peer_down(peer)
+        self.storage.on_peer_down(peer)
 
     def _send(self, peer: NodeId, messages: list[Message]) -> None:
         self.mesh.send_messages(peer, messages)
@@ -230,26 +219,12 @@ class ClusterNode:
                 self.detector.heard(peer, now)
             for transition in self.detector.tick(now):
                 self._report_transition(transition.before, transition.after, transition.node)
-            self._send_leaders_home(now)
+            self.storage.look()
+            full = self.storage.without_room
+            self._leaderships.send_home(now, full)
+            self._leaderships.send_away(full)
             self.router.announce()
             self._foreign.keep_asking(now)
-
-    def _send_leaders_home(self, now: float) -> None:
-        sent = 0
-        for group, replica in self.host.replicas.items():
-            home = self._preferred(group)
-            since = self.peers_up.get(home)
-            if sent == TRANSFERS_MAX or since is None or now - since < PREFER_AFTER_S:
-                continue
-            if replica.evaluation is not None and self._is_level(replica, home):
-                sent += self.host.transfer(replica, home)
-
-    def _preferred(self, group: int) -> NodeId:
-        return self.tables[group].members[1]
-
-    def _is_level(self, replica: Replica, node: NodeId) -> bool:
-        target = next(r for r, member in replica.members.items() if member == node)
-        return replica.raft.match_index(target) >= replica.raft.commit
 
     # Events.
 
@@ -268,8 +243,13 @@ class ClusterNode:
             self._publish("LeaderElected", leader, partition=partition, term=replica.raft.term)
 
     def _report_storage(self, error: KotobaError) -> None:
+        """Tell the others at once, so that they elect other leaders."""
+        self.storage.look()
         if isinstance(error, StorageFull):
-            self._publish("StorageFull", self.node_id, detail=error.detail)
+            self._on_storage_full()
+
+    def _publish_storage(self, type_: str, node: NodeId, detail: str) -> None:
+        self._publish(type_, node, detail=detail)
 
     def _report_transition(self, before: str, after: str, node: NodeId) -> None:
         names = {"suspected": "NodeSuspected", "failed": "NodeFailed", "active": "NodeRecovered"}
