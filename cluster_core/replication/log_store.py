@@ -15,42 +15,51 @@ from cluster_core.wire.messages import Entry, HardState
 __all__ = ["LogStore"]
 
 _TERM: Final = Struct(">Q")
+"""The head of a stored entry: its kind in the highest byte, its term in the others."""
+_KIND_SHIFT: Final = 56
+_TERM_MASK: Final = (1 << _KIND_SHIFT) - 1
+_START: Final = Struct(">QQ")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_hard_state = msgspec.msgpack.Decoder(HardState).decode
 
 
 class LogStore:
-    """The log of one group: one key an entry, the term in the first 8 bytes of its value.
+    """The log of one group: one key an entry, kind and term in the first 8 bytes of its value.
 
-    ``first_index`` is 1 until logs are truncated; ``last_index`` follows :meth:`append`, so it
-    counts what was written, synced or not. The term of index 0 is 0 (Raft, figure 2).
+    ``last_index`` follows :meth:`append`, so it counts what was written, synced or not. Of the
+    entry before the first, which a truncation or a snapshot dropped, index and term are kept; they
+    are 0 and 0 for a log that begins at 1 (Raft, figure 2).
     """
 
     def __init__(self, engine: Engine, group: GroupId) -> None:
         self._engine = engine
         self._group = group
-        self._begin = keys.log_entry(group, 0)
         self._end = keys.log_entry(group, (1 << 64) - 1)
+        start = engine.get(RAFT, keys.log_start(group))
+        self._before, self._before_term = (0, 0) if start is None else _START.unpack(start)
         self._last = self._find_last()
 
     def _find_last(self) -> int:
-        for key, _ in self._engine.scan(RAFT, self._begin, self._end, reverse=True):
+        begin = keys.log_entry(self._group, 0)
+        for key, _ in self._engine.scan(RAFT, begin, self._end, reverse=True):
             return int.from_bytes(key[-8:], "big")
-        return 0
+        return self._before
 
     def first_index(self) -> int:
-        return 1
+        return self._before + 1
 
     def last_index(self) -> int:
         return self._last
 
     def term(self, index: int) -> int:
-        """The term of the entry at ``index``, which must be in the log."""
-        if index == 0:
-            return 0
+        """The term of the entry at ``index``, which must be in the log or right before it."""
+        if index == self._before:
+            before: int = self._before_term
+            return before
         value = self._engine.get(RAFT, keys.log_entry(self._group, index))
-        assert value is not None, (self._group, index, self._last)
-        term: int = _TERM.unpack_from(value)[0]
+        assert value is not None, (self._group, index, self._before, self._last)
+        head: int = _TERM.unpack_from(value)[0]
+        term: int = head & _TERM_MASK
         return term
 
     def entries(self, low: int, high: int, bytes_max: int) -> list[Entry]:
@@ -62,9 +71,30 @@ class LogStore:
             size += len(value)
             if entries and size > bytes_max:
                 break
-            term = _TERM.unpack_from(value)[0]
-            entries.append(Entry(term, int.from_bytes(key[-8:], "big"), value[8:]))
+            head = _TERM.unpack_from(value)[0]
+            index = int.from_bytes(key[-8:], "big")
+            entries.append(Entry(head & _TERM_MASK, index, value[8:], head >> _KIND_SHIFT))
         return entries
+
+    def truncate(self, batch: Batch, index: int) -> None:
+        """Drop the log up to ``index``, in a batch behind all that was written before."""
+        assert self._before < index <= self._last
+        term = self.term(index)
+        group = self._group
+        batch.delete_range(
+            RAFT, keys.log_entry(group, self._before + 1), keys.log_entry(group, index + 1)
+        )
+        self._begin_behind(batch, index, term)
+
+    def replace(self, batch: Batch, index: int, term: int) -> None:
+        """Forget the whole log; it begins behind the last entry of a snapshot."""
+        batch.delete_range(RAFT, keys.log_entry(self._group, 0), self._end)
+        self._begin_behind(batch, index, term)
+        self._last = index
+
+    def _begin_behind(self, batch: Batch, index: int, term: int) -> None:
+        batch.put(RAFT, keys.log_start(self._group), _START.pack(index, term))
+        self._before, self._before_term = index, term
 
     def hard_state(self) -> HardState:
         value = self._engine.get(RAFT, keys.hard_state(self._group))
@@ -79,7 +109,8 @@ class LogStore:
             batch.delete_range(RAFT, keys.log_entry(self._group, last + 1), self._end)
         group = self._group
         for entry in entries:
-            batch.put(RAFT, keys.log_entry(group, entry.index), _TERM.pack(entry.term) + entry.data)
+            head = _TERM.pack(entry.term | entry.kind << _KIND_SHIFT)
+            batch.put(RAFT, keys.log_entry(group, entry.index), head + entry.data)
         self._last = last
 
     def save_hard_state(self, batch: Batch, hard_state: HardState) -> None:

@@ -29,6 +29,7 @@ Key building is hot, so these functions work on bytes only.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
@@ -59,6 +60,8 @@ _KINDS: Final = (b"\0", b"\1", b"\2")
 
 LOG: Final = b"L"
 """Raft family: log entries, ``group · L · index``."""
+LOG_START: Final = b"M"
+"""Raft family: index and term of the entry before the log's first, ``group · M``."""
 HARD_STATE: Final = b"H"
 """Raft family: term and vote, ``group · H``."""
 COLLECTED: Final = b"G"
@@ -111,13 +114,17 @@ def split_adjacency(user_key: bytes) -> tuple[str, Digest]:
     return user_key[35:-33].decode(), user_key[-32:]
 
 
+@lru_cache(maxsize=4096)
 def label_prefix(group: GroupId, kind: int, label: str) -> bytes:
-    """All entities of ``kind`` (``VERTEX`` or ``EDGE`` of ``graph/records.py``) with ``label``."""
+    """All entities of ``kind`` (``VERTEX`` or ``EDGE`` of ``graph/records.py``) with ``label``.
+
+    Remembered, since every new vertex asks: 0.3 of its 0.6 us.
+    """
     return _GROUP(group) + LABEL + _KINDS[kind] + label.encode() + b"\0"
 
 
 def labelled(group: GroupId, kind: int, label: str, digest: Digest) -> bytes:
-    return _GROUP(group) + LABEL + _KINDS[kind] + label.encode() + b"\0" + digest
+    return label_prefix(group, kind, label) + digest
 
 
 def index_prefix(group: GroupId, index: int) -> bytes:

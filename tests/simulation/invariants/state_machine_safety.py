@@ -16,8 +16,9 @@ _TERM_BYTES = 8
 
 class StateMachineSafety:
     def __init__(self) -> None:
-        self.committed: dict[GroupId, list[tuple[int, bytes, str]]] = {}
-        """Per group, from index 1: term, entry, and who applied it first."""
+        self.committed: dict[GroupId, dict[int, tuple[int, bytes, str]]] = {}
+        """Per group and index: term, entry, and who applied it first. An index that every replica
+        truncated before anybody looked is missing."""
         self._seen: dict[tuple[str, int, GroupId], int] = {}
         self._leaders: set[tuple[GroupId, int]] = set()
 
@@ -34,25 +35,24 @@ class StateMachineSafety:
         assert view.applied >= seen, f"{view.node}: the applied index went back"
         if view.applied == seen:
             return
-        committed = self.committed.setdefault(view.group, [])
+        committed = self.committed.setdefault(view.group, {})
         for index in range(seen + 1, view.applied + 1):
             entry = view.entry(index)
-            assert entry is not None, f"{view.node}: applied {index}, which is not in its log"
-            if index > len(committed):
-                assert index == len(committed) + 1
-                committed.append((int.from_bytes(entry[:_TERM_BYTES], "big"), entry, view.node))
+            if entry is None:
+                assert index < view.first_kept, f"{view.node}: applied {index} without having it"
                 continue
-            _, first, who = committed[index - 1]
+            mine = (int.from_bytes(entry[:_TERM_BYTES], "big"), entry, view.node)
+            _, first, who = committed.setdefault(index, mine)
             assert entry == first, (
                 f"group {view.group}, index {index}: {who} and {view.node} applied others"
             )
         self._seen[view.life] = view.applied
 
     def _check_complete(self, leader: ReplicaView) -> None:
-        committed = self.committed.get(leader.group, [])
-        for index in range(len(committed), 0, -1):
-            term, entry, who = committed[index - 1]
-            if term >= leader.term:
+        committed = self.committed.get(leader.group, {})
+        for index in sorted(committed, reverse=True):
+            term, entry, who = committed[index]
+            if term >= leader.term or index < leader.first_kept:
                 continue
             assert leader.entry(index) == entry, (
                 f"group {leader.group}: {leader.node} leads term {leader.term} without entry "

@@ -53,6 +53,11 @@ class ReplicaView:
     def last_written(self) -> int:
         return self.replica.log.last_index()
 
+    @property
+    def first_kept(self) -> int:
+        """Index of the oldest entry that the log still has."""
+        return self.replica.log.first_index()
+
     def entry(self, index: int) -> bytes | None:
         """The entry as it lies in the log: 8 bytes of term, then the command."""
         return self.engine.get(RAFT, keys.log_entry(self.group, index))
