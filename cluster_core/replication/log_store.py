@@ -36,6 +36,8 @@ class LogStore:
         self._group = group
         self._end = keys.log_entry(group, (1 << 64) - 1)
         start = engine.get(RAFT, keys.log_start(group))
+        self._before: int
+        self._before_term: int
         self._before, self._before_term = (0, 0) if start is None else _START.unpack(start)
         self._last = self._find_last()
 
@@ -54,8 +56,7 @@ class LogStore:
     def term(self, index: int) -> int:
         """The term of the entry at ``index``, which must be in the log or right before it."""
         if index == self._before:
-            before: int = self._before_term
-            return before
+            return self._before_term
         value = self._engine.get(RAFT, keys.log_entry(self._group, index))
         assert value is not None, (self._group, index, self._before, self._last)
         head: int = _TERM.unpack_from(value)[0]
