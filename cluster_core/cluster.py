@@ -54,8 +54,15 @@ from cluster_core.node.observe import (
 )
 from cluster_core.ports import Clock, Engine, Random, Transport
 from cluster_core.query.plan import Query
+from cluster_core.query.planner import Explanation
 from cluster_core.query.results import QueryResult
-from cluster_core.status import ClusterStatus, HealthStatus, PartitionStatus, ReadyStatus
+from cluster_core.status import (
+    ClusterStatus,
+    HealthStatus,
+    IndexStatus,
+    PartitionStatus,
+    ReadyStatus,
+)
 from cluster_core.storage import MemoryDisk, MemoryEngine, RocksEngine
 from cluster_core.types import Consistency, Digest, NodeId, Timestamp, partition_of
 
@@ -406,6 +413,32 @@ class KotobaCluster:
             as_of=as_of,
             deadline=self._deadline(timeout_ms),
         )
+
+    async def explain_query(self, query: Query, *, as_of: Timestamp | None = None) -> Explanation:
+        """How :meth:`execute_query` would find what ``query`` asks for."""
+        return self.node.explain(query, as_of)
+
+    # Indexes.
+
+    async def declare_index(
+        self, label: str, name: str, *, timeout_ms: int | None = None
+    ) -> tuple[IndexStatus, bool]:
+        """Declare an index on the property ``name`` of what has ``label``, vertices and edges.
+
+        Returns when that is decided; it is built while writes go on, and queries use it once its
+        state is ``ready``. The second value says whether it is new.
+        """
+        return await self.node.indexes.declare(label, name, self._deadline(timeout_ms))
+
+    async def drop_index(
+        self, label: str, name: str, *, timeout_ms: int | None = None
+    ) -> IndexStatus:
+        """Drop an index. Raises NotFound."""
+        return await self.node.indexes.drop(label, name, self._deadline(timeout_ms))
+
+    async def indexes(self, *, timeout_ms: int | None = None) -> list[IndexStatus]:
+        """The declared indexes, and how far they are."""
+        return await self.node.indexes.statuses(self._deadline(timeout_ms))
 
     def _deadline(self, timeout_ms: int | None) -> float:
         limits = self.config.limits

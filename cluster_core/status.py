@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
-from cluster_core.types import NodeId
+from cluster_core.types import NodeId, Timestamp
 
 __all__ = [
     "ClusterStatus",
     "HealthStatus",
+    "IndexStatus",
     "MemberStatus",
     "MembershipStatus",
     "PartitionStatus",
@@ -115,3 +118,15 @@ class PartitionStatus(msgspec.Struct, kw_only=True):
     replicas: list[ReplicaStatus]
     preferred: list[NodeId]
     bytes: int | None = None
+
+
+class IndexStatus(msgspec.Struct, kw_only=True):
+    """A declared property index, and how far its building or its dropping is."""
+
+    label: str
+    property: str
+    state: Literal["building", "ready", "dropping", "gone"]
+    partitions_done: int
+    partition_count: int
+    since: Timestamp | None = None
+    """When ready: queries of this time and later may use it."""

@@ -18,6 +18,8 @@ from cluster_core.membership.detector import FailureDetector
 from cluster_core.membership.forming import Founding
 from cluster_core.node.bus import EventBus
 from cluster_core.node.foreign_changes import ForeignChanges
+from cluster_core.node.index_building import IndexBuilder
+from cluster_core.node.index_table import IndexTable
 from cluster_core.node.leaderships import Leaderships
 from cluster_core.node.reads import Reads
 from cluster_core.node.storage_watch import StorageWatch
@@ -28,6 +30,7 @@ from cluster_core.query.cursor import cursor_timestamp
 from cluster_core.query.execute import execute
 from cluster_core.query.host import ReadAgain, ReadPoint
 from cluster_core.query.plan import Get, History, Query, check_query
+from cluster_core.query.planner import Explanation, explain
 from cluster_core.query.results import QueryResult, Statistics, VersionRow
 from cluster_core.replication.closed import ClosedTimestamps
 from cluster_core.replication.history import Retention
@@ -109,7 +112,9 @@ class ClusterNode:
         self.atomic = AtomicExecutor(
             self.router, clock, config, count, self.participant, self.transactions
         )
-        self.reads = Reads(self.router, engine, clock, config, count)
+        self.indexes = IndexTable(self.router, clock, config, count)
+        self._index_builder = IndexBuilder(self.indexes, self.router, engine, clock, config)
+        self.reads = Reads(self.router, engine, clock, config, count, self.indexes.ready)
         self.writes = Writes(
             self.router,
             self.executor,
@@ -156,6 +161,8 @@ class ClusterNode:
         work = (
             self._sweep.run(),
             self._retention.run(),
+            self.indexes.run(),
+            self._index_builder.run(),
             self._keep_house(),
             self.mesh.expire(),
         )
@@ -303,6 +310,14 @@ class ClusterNode:
                 # A transaction that was decided meanwhile committed above our snapshot, and its
                 # client may have been answered before we began.
                 self.clock.merge(again.timestamp)
+
+    def explain(self, query: Query, as_of: Timestamp | None) -> Explanation:
+        """The plan of ``query``, of a snapshot ``as_of``, or of the present."""
+        check_query(query, self.config.limits)
+        pinned = cursor_timestamp(query) if as_of is None else as_of
+        known = self.indexes.ready()
+        usable = [one for one in known if pinned is None or one.since <= pinned]
+        return explain(query, usable, self.founding.partition_count)
 
     async def _point(
         self, consistency: Consistency, pinned: Timestamp | None, deadline: float

@@ -10,7 +10,7 @@ these groups writes at or below T, this one or a later one. No clock is trusted 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import msgspec
@@ -24,6 +24,7 @@ from cluster_core.errors import (
     OutcomeUnknown,
 )
 from cluster_core.graph.entities import Entity
+from cluster_core.graph.indexes import IndexDefinition
 from cluster_core.graph.records import decode_record
 from cluster_core.hlc import HybridClock, format_timestamp
 from cluster_core.ports import Engine
@@ -104,8 +105,10 @@ class Reads:
         clock: HybridClock,
         config: ClusterConfig,
         partition_count: int,
+        indexes: Callable[[], Sequence[IndexDefinition]],
     ) -> None:
         self.engine = engine
+        self.indexes = indexes
         self.partition_count = partition_count
         self._router = router
         self._clock = clock

@@ -66,6 +66,7 @@ async def execute(
             cluster_nodes=gather.cluster_nodes,
             scanned=gather.scanned,
             elapsed_ms=(clock() - begin) * 1000,
+            index=gather.index,
         ),
         cursor=answer.cursor,
         truncated=answer.bound is not None,

@@ -105,6 +105,8 @@ class Gather:
         self.scanned = 0
         self.bound: str | None = None
         """The first budget that cut something: scanned, or visited where the caller says so."""
+        self.index: str | None = None
+        """The index that was used, where the caller says so."""
         self._deadline = deadline
         self._serving: dict[int, NodeId] = {}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import msgspec
 
+from cluster_core.graph.indexes import IndexDefinition
 from cluster_core.ports import Engine
 from cluster_core.types import Digest, NodeId, Timestamp
 
@@ -45,6 +46,10 @@ class QueryHost(Protocol):
 
     @property
     def engine(self) -> Engine: ...
+
+    def indexes(self) -> Sequence[IndexDefinition]:
+        """The property indexes that are READY in every partition, as far as this node knows."""
+        ...
 
     def serving_node(self, partition: int) -> NodeId:
         """A node with a replica of ``partition``: this one when it has one that may serve."""

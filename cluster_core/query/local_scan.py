@@ -1,17 +1,34 @@
-"""Tasks that scan whole partitions: the first rows in some order, and counts."""
+"""Tasks that scan partitions, or what an index finds there: the first rows in an order, counts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from heapq import heapify, heappop, heapreplace
 from struct import Struct
 from typing import Final
+
+from msgspec import structs
 
 from cluster_core.graph.blocks import decode_block
 from cluster_core.graph.records import EDGE, record_block, record_kind
 from cluster_core.graph.values import Value
+from cluster_core.query.local_index import (
+    IndexRefused,
+    Row,
+    digests_in_place,
+    entry_batches,
+    rows_in_order,
+)
 from cluster_core.query.ordering import compile_order, order_key
 from cluster_core.query.plan import GROUP_BY_LABEL
-from cluster_core.query.tasks import CountResult, CountTask, ScanResult, ScanTask, Stored
+from cluster_core.query.tasks import (
+    Access,
+    CountResult,
+    CountTask,
+    ScanResult,
+    ScanTask,
+    Stored,
+)
 from cluster_core.query.work import (
     ALL_VERSIONS,
     PAUSE_AFTER,
@@ -27,6 +44,9 @@ __all__ = ["count", "scan", "scan_position"]
 
 _pack_u16: Final = Struct(">H").pack
 
+_BURST_MAX: Final = 64
+"""Entities that are read before it is looked whether there are enough."""
+
 
 def scan_position(partition: int, digest: Digest) -> bytes:
     """Where an entity lies in a scan without ``order_by``."""
@@ -35,6 +55,18 @@ def scan_position(partition: int, digest: Digest) -> bytes:
 
 async def scan(task: ScanTask, work: Work) -> ScanResult:
     """The first rows after a position."""
+    try:
+        return await _scan(task, work)
+    except IndexRefused:
+        refused = structs.replace(task, access=Access(label=task.access.label))
+        result = await _scan(refused, work)
+        result.refused = True
+        return result
+
+
+async def _scan(task: ScanTask, work: Work) -> ScanResult:
+    if task.access.ordered:
+        return await _scan_along_index(task, work)
     return await (_scan_ordered(task, work) if task.order_by else _scan_in_place(task, work))
 
 
@@ -43,13 +75,13 @@ async def _scan_in_place(task: ScanTask, work: Work) -> ScanResult:
     result = ScanResult(0, [])
     size = 0
     for partition in sorted(set(task.partitions)):
-        begin, end = _entities(partition, task.after)
-        if begin == end:
+        after = _after_in(partition, task.after)
+        if after is None:
             continue
         await work.settle(partition, None)
-        for read, visible in work.batches(begin, end):
-            await work.spend(read, weight_of(visible))
-            for key, record in visible:
+        for pairs, told in _in_place(task, partition, after, work):
+            await work.breathe()
+            for key, record in pairs:
                 if not fits(record):
                     continue
                 if len(result.rows) >= task.limit or size >= work.budget.bytes:
@@ -59,25 +91,41 @@ async def _scan_in_place(task: ScanTask, work: Work) -> ScanResult:
                     return result
                 size += len(record)
                 result.rows.append(_stored(key, record))
-            if visible and work.exhausted:
+            if told and work.exhausted:
                 result.bound = "scanned"
-                result.stopped = scan_position(partition, _stored(*visible[-1]).digest)
+                result.stopped = scan_position(partition, told)
                 result.scanned = work.scanned
                 return result
     result.scanned = work.scanned
     return result
 
 
-def _entities(partition: int, after: bytes) -> tuple[bytes, bytes]:
-    """The range of a partition's entities that lie after a position; it may be empty."""
-    prefix = keys.table_prefix(group_of(partition), keys.ENTITY)
-    end = keys.after(prefix)
+def _after_in(partition: int, after: bytes) -> Digest | None:
+    """The digest behind which a scan goes on in this partition; None when all of it is behind."""
     here = _pack_u16(partition)
     if not after or after[:2] < here:
-        return prefix, end
-    if after[:2] > here:
-        return end, end
-    return prefix + after[2:] + ALL_VERSIONS, end
+        return b""
+    return after[2:] if after[:2] == here else None
+
+
+def _in_place(
+    task: ScanTask, partition: int, after: Digest, work: Work
+) -> Iterator[tuple[list[tuple[bytes, bytes]], Digest]]:
+    """Entities by digest, those above ``after``; each time with the digest up to which all were
+    told, if there was any."""
+    if not task.access.label:
+        begin = keys.table_prefix(group_of(partition), keys.ENTITY)
+        start = begin + after + ALL_VERSIONS if after else begin
+        for read, visible in work.batches(start, keys.after(begin)):
+            work.note(read, weight_of(visible))
+            yield visible, visible[-1][0][3:35] if visible else b""
+        return
+    burst = min(_BURST_MAX, task.limit + 1)
+    for digests in digests_in_place(task.access, task.kind, partition, after, work):
+        yield [], b""
+        for start_at in range(0, len(digests), burst):
+            some = digests[start_at : start_at + burst]
+            yield [pair for each in some if (pair := work.load(partition, each))], some[-1]
 
 
 def _stored(key: bytes, record: bytes) -> Stored:
@@ -92,17 +140,79 @@ async def _scan_ordered(task: ScanTask, work: Work) -> ScanResult:
     order = compile_order(task.order_by)
     for partition in sorted(set(task.partitions)):
         await work.settle(partition, None)
-        begin = keys.table_prefix(group_of(partition), keys.ENTITY)
-        for read, visible in work.batches(begin, keys.after(begin)):
-            for key, record in visible:
+        for pairs in _in_any_order(task.access, task.kind, partition, work):
+            for key, record in pairs:
                 if fits(record):
                     place = order(properties_of(record)) + key[3:35]
                     if place > task.after:
                         best.add(place, key, record)
-            await work.spend(read, weight_of(visible))
+            await work.breathe()
             if work.exhausted:
                 return best.result(work.scanned, task.limit, "scanned")
     return best.result(work.scanned, task.limit, None)
+
+
+def _in_any_order(
+    access: Access, kind: int, partition: int, work: Work
+) -> Iterator[list[tuple[bytes, bytes]]]:
+    if not access.label:
+        begin = keys.table_prefix(group_of(partition), keys.ENTITY)
+        for read, visible in work.batches(begin, keys.after(begin)):
+            work.note(read, weight_of(visible))
+            yield visible
+        return
+    for entries in entry_batches(access, kind, partition, work):
+        found = (work.load(partition, key[-40:-8]) for key in entries)
+        yield [pair for pair in found if pair is not None]
+
+
+async def _scan_along_index(task: ScanTask, work: Work) -> ScanResult:
+    """The index has the order of the query: each partition is read only as far as its rows are
+    among the first of all."""
+    result = ScanResult(0, [])
+    streams: list[Iterator[Row | None]] = []
+    heads: list[tuple[Row, int]] = []
+    fits = fitting(task.kind, task.labels, task.where)
+    for partition in sorted(set(task.partitions)):
+        await work.settle(partition, None)
+        (order,) = task.order_by
+        stream = rows_in_order(task.access, task.kind, order, partition, task.after, work)
+        streams.append(stream)
+        row = await _next_fitting(stream, fits, work)
+        if row is not None:
+            heads.append((row, len(streams) - 1))
+    heapify(heads)
+    size = 0
+    while heads and not work.exhausted:
+        (_, key, record), number = heads[0]
+        if len(result.rows) >= task.limit or size >= work.budget.bytes:
+            result.more = True
+            result.bound = "bytes" if len(result.rows) < task.limit else None
+            break
+        size += len(record)
+        result.rows.append(_stored(key, record))
+        row = await _next_fitting(streams[number], fits, work)
+        if row is None:
+            heappop(heads)
+        else:
+            heapreplace(heads, (row, number))
+    if work.exhausted and not result.more:
+        result.bound = "scanned"
+    result.scanned = work.scanned
+    return result
+
+
+async def _next_fitting(
+    stream: Iterator[Row | None], fits: Callable[[bytes], bool], work: Work
+) -> Row | None:
+    """The next row; None at the end, or when the budget is spent."""
+    for row in stream:
+        await work.breathe()
+        if work.exhausted:
+            return None
+        if row is not None and fits(row[2]):
+            return row
+    return None
 
 
 class _Best:
@@ -155,21 +265,32 @@ class _Best:
 
 
 async def count(task: CountTask, work: Work) -> CountResult:
+    try:
+        return await _count(task, work)
+    except IndexRefused:
+        refused = structs.replace(task, access=Access(label=task.access.label))
+        result = await _count(refused, work)
+        result.refused = True
+        return result
+
+
+async def _count(task: CountTask, work: Work) -> CountResult:
+    if task.access.exact and task.group_by is None:
+        return await _count_entries(task, work)
     fits = fitting(task.kind, task.labels, task.where)
     counts: dict[bytes, int] = {}
     values: dict[bytes, Value] = {}
     bound = None
     for partition in sorted(set(task.partitions)):
-        begin = keys.table_prefix(group_of(partition), keys.ENTITY)
         await work.settle(partition, None)
-        for read, visible in work.batches(begin, keys.after(begin)):
-            for _, record in visible:
+        for pairs in _in_any_order(task.access, task.kind, partition, work):
+            for _, record in pairs:
                 if fits(record):
                     for value in _groups(task.group_by, record):
                         group = order_key(value)
                         counts[group] = counts.get(group, 0) + 1
                         values.setdefault(group, value)
-            await work.spend(read, weight_of(visible))
+            await work.breathe()
             if len(counts) > task.groups_max:
                 bound = "groups"
             elif work.exhausted:
@@ -180,6 +301,19 @@ async def count(task: CountTask, work: Work) -> CountResult:
             break
     groups = [(values[group], counts[group]) for group in sorted(counts)]
     return CountResult(work.scanned, groups, bound)
+
+
+async def _count_entries(task: CountTask, work: Work) -> CountResult:
+    """The index alone knows how many there are: 1 us each, where reading them takes 8."""
+    number = 0
+    for partition in sorted(set(task.partitions)):
+        await work.settle(partition, None)
+        for entries in entry_batches(task.access, task.kind, partition, work):
+            number += len(entries)
+            await work.breathe()
+            if work.exhausted:
+                return CountResult(work.scanned, [(None, number)], "scanned")
+    return CountResult(work.scanned, [(None, number)])
 
 
 def _groups(group_by: str | None, record: bytes) -> Sequence[Value]:

@@ -76,7 +76,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Stored pairs that they looked at."""
     elapsed_ms: float
     index: str | None = None
-    """The index that was used; None for a scan."""
+    """The label whose index was used, or ``label.property``; None where all was scanned."""
 
 
 class QueryResult(msgspec.Struct, frozen=True, kw_only=True):

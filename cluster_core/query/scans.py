@@ -1,4 +1,4 @@
-"""find_nodes, find_edges, count: all partitions scanned at the same time, the results merged."""
+"""find_nodes, find_edges, count: all partitions asked at the same time, the results merged."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from cluster_core.query.gather import Gather, decode_rows, in_chunks
 from cluster_core.query.local_scan import scan_position
 from cluster_core.query.ordering import compile_order, order_key
 from cluster_core.query.plan import Count, FindEdges, FindNodes
+from cluster_core.query.planner import choose_access
 from cluster_core.query.predicates import encode_where
 from cluster_core.query.results import Answer, CountRow
-from cluster_core.query.tasks import CountResult, CountTask, ScanResult, ScanTask
+from cluster_core.query.tasks import Access, CountResult, CountTask, ScanResult, ScanTask
 from cluster_core.query.work import PAUSE_AFTER
 
 __all__ = ["count", "find"]
@@ -122,15 +123,27 @@ async def _scan_all(query: FindNodes | FindEdges, gather: Gather, after: bytes) 
         kind, labels = VERTEX, list(query.labels)
     else:
         kind, labels = EDGE, [] if query.label is None else [query.label]
-    where = encode_where(query.where)
+    where, order_by, limit = encode_where(query.where), query.order_by, query.limit
+    access = _access(query, gather)
     asked = await gather.ask_each(
         {
-            node: ScanTask(partitions, kind, labels, where, query.order_by, query.limit, after)
+            node: ScanTask(partitions, kind, labels, where, order_by, limit, after, access)
             for node, partitions in gather.every_partition().items()
         },
         ScanResult,
     )
+    _note_index(gather, access, any(result.refused for _, result in asked))
     return [result for _, result in asked]
+
+
+def _access(query: FindNodes | FindEdges | Count, gather: Gather) -> Access:
+    timestamp = gather.point.timestamp
+    usable = [one for one in gather.host.indexes() if one.since <= timestamp]
+    return choose_access(query, usable)
+
+
+def _note_index(gather: Gather, access: Access, refused: bool) -> None:
+    gather.index = access.label if refused else access.name
 
 
 async def count(query: Count, gather: Gather) -> Answer:
@@ -138,14 +151,16 @@ async def count(query: Count, gather: Gather) -> Answer:
     kind = VERTEX if query.of == "nodes" else EDGE
     labels = list(query.labels) if query.label is None else [query.label]
     groups_max = gather.limits.query_rows_max
-    where = encode_where(query.where)
+    where, group_by = encode_where(query.where), query.group_by
+    access = _access(query, gather)
     asked = await gather.ask_each(
         {
-            node: CountTask(partitions, kind, labels, where, query.group_by, groups_max)
+            node: CountTask(partitions, kind, labels, where, group_by, groups_max, access)
             for node, partitions in gather.every_partition().items()
         },
         CountResult,
     )
+    _note_index(gather, access, any(result.refused for _, result in asked))
     counts: dict[bytes, tuple[Value, int]] = {}
     for _, result in asked:
         for value, number in result.groups:

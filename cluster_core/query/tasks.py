@@ -17,6 +17,7 @@ from cluster_core.query.plan import OrderBy
 from cluster_core.types import Digest, Timestamp
 
 __all__ = [
+    "Access",
     "Adjacency",
     "Again",
     "Budget",
@@ -63,6 +64,30 @@ class Stored(msgspec.Struct, array_like=True, frozen=True):
     record: bytes
 
 
+class Access(msgspec.Struct, array_like=True, frozen=True):
+    """How a scan finds entities. A partition where the property index is not what the planner took
+    it for reads the label index instead, with the same answer."""
+
+    label: str = ""
+    """Through the label index, or a property index, of this label; empty: all there are."""
+    index: int = 0
+    """The property index; 0: none."""
+    property_name: str = ""
+    ranges: tuple[tuple[bytes, bytes], ...] = ()
+    """Of value keys, disjoint and ascending, that hold all values wanted."""
+    ordered: bool = False
+    """The index has the order that is asked for."""
+    exact: bool = False
+    """What the index finds is what is asked for: no record needs to be looked at."""
+
+    @property
+    def name(self) -> str | None:
+        """What ``statistics.index`` says."""
+        if self.index:
+            return f"{self.label}.{self.property_name}"
+        return self.label or None
+
+
 # Tasks
 
 
@@ -107,6 +132,7 @@ class ScanTask(msgspec.Struct, array_like=True, frozen=True, tag=3):
     order_by: tuple[OrderBy, ...]
     limit: int
     after: _Position = b""
+    access: Access = Access()
 
 
 class CountTask(msgspec.Struct, array_like=True, frozen=True, tag=4):
@@ -118,6 +144,7 @@ class CountTask(msgspec.Struct, array_like=True, frozen=True, tag=4):
     where: bytes
     group_by: str | None
     groups_max: int
+    access: Access = Access()
 
 
 class ExpandTask(msgspec.Struct, array_like=True, frozen=True, tag=5):
@@ -194,6 +221,8 @@ class ScanResult(msgspec.Struct, array_like=True, tag=3):
     """The budget that ended the scan: scanned or bytes."""
     stopped: _Position = b""
     """Without ``order_by``, where the scan was when its budget ended; all before it is told."""
+    refused: bool = False
+    """The property index did not serve; the label index did."""
 
 
 class CountResult(msgspec.Struct, array_like=True, tag=4):
@@ -201,6 +230,8 @@ class CountResult(msgspec.Struct, array_like=True, tag=4):
     groups: list[tuple[Value, int]]
     bound: str | None = None
     """scanned; or groups, when there are more than ``groups_max``."""
+    refused: bool = False
+    """As in :class:`ScanResult`."""
 
 
 class Adjacency(msgspec.Struct, array_like=True):

@@ -60,8 +60,16 @@ class Work:
 
     async def spend(self, pairs: int, weight: int = 0) -> None:
         """Count pairs that were read, and pause when it is time."""
+        self.note(pairs, weight)
+        await self.breathe()
+
+    def note(self, pairs: int, weight: int = 0) -> None:
+        """Count pairs that were read, of ``weight`` bytes; whoever may wait breathes soon."""
         self.scanned += pairs
         self.unpaused += pairs + weight // _PAIR_BYTES
+
+    async def breathe(self) -> None:
+        """Pause when it is time."""
         if self.unpaused >= PAUSE_AFTER:
             self.unpaused = 0
             await asyncio.sleep(0)
@@ -74,6 +82,16 @@ class Work:
         """The entity at the read's timestamp; a deletion has no record."""
         found = read_at(self.engine, keys.entity(group_of(partition), digest), self.timestamp)
         return None if found is None else Stored(digest, *found)
+
+    def load(self, partition: int, digest: Digest) -> tuple[bytes, bytes] | None:
+        """Key and record of an entity at the read's timestamp; None when it is not there."""
+        user_key = keys.entity(group_of(partition), digest)
+        begin = user_key + _pack_u64(keys.TIMESTAMP_MAX - self.timestamp)
+        pair = self.engine.first(DATA, begin, user_key + ALL_VERSIONS)
+        if pair is None or not pair[1]:
+            return None
+        self.note(1, len(pair[1]))
+        return pair
 
     def batches(self, begin: bytes, end: bytes) -> Iterator[tuple[int, list[tuple[bytes, bytes]]]]:
         """What a read sees of ``[begin, end)``, as the engine hands it over.

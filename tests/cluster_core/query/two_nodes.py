@@ -22,6 +22,15 @@ from cluster_core.graph.blocks import (
     next_block,
 )
 from cluster_core.graph.entities import Edge, Vertex
+from cluster_core.graph.indexes import (
+    IndexDefinition,
+    Indexes,
+    IndexState,
+    encode_definition,
+    entry_changes,
+    entry_keys,
+    maintained,
+)
 from cluster_core.graph.records import (
     EDGE,
     VERTEX,
@@ -60,8 +69,13 @@ class QueryNode:
         """Raised by the next settle."""
         self.delay = 0.0
         self.horizon: Timestamp = 0
+        self.known: list[IndexDefinition] = []
+        """The property indexes that this node takes for ready."""
         self._mesh = mesh
         mesh[node_id] = self
+
+    def indexes(self) -> list[IndexDefinition]:
+        return self.known
 
     def serving_node(self, partition: int) -> NodeId:
         names = sorted(self._mesh)
@@ -109,6 +123,8 @@ class TwoNodes:
         self.now: Timestamp = 1 << 16
         self.snapshots: dict[Timestamp, Snapshot] = {self.now: Snapshot()}
         self._nonce = 0
+        self._maintained: Indexes = {}
+        self._definitions: dict[int, IndexDefinition] = {}
 
     @property
     def graph(self) -> Snapshot:
@@ -142,6 +158,7 @@ class TwoNodes:
         group = group_of(self.home(digest))
         self._put(group, keys.entity(group, digest), encode_record(VERTEX, digest, 0, block))
         vertex = Vertex(digest, digest, tuple(sorted(set(labels))), properties, now, now)
+        self._enter(None, vertex)
         self.graph.vertices[digest] = vertex
         return digest
 
@@ -153,6 +170,7 @@ class TwoNodes:
         self._put(near, keys.out_edge(near, source, label, digest), target)
         self._put(far, keys.in_edge(far, target, label, digest), source)
         edge = Edge(digest, digest, label, source, target, properties, now, now)
+        self._enter(None, edge)
         self.graph.edges[digest] = edge
         return digest
 
@@ -171,6 +189,7 @@ class TwoNodes:
         self._put(group, key, encode_record(record_kind(record), version, created, block))
         self._put_plain(group, keys.version(group, version), digest)
         changed = structs.replace(entity, version=version, properties=properties, updated_at=now)
+        self._enter(entity, changed)
         if isinstance(changed, Edge):
             self.graph.edges[digest] = changed
         else:
@@ -187,6 +206,7 @@ class TwoNodes:
         self._tick()
         group = group_of(self.home_of(entity))
         self._put(group, keys.entity(group, digest), b"")
+        self._enter(entity, None)
         if isinstance(entity, Edge):
             far = group_of(self.home(entity.target))
             label = entity.label
@@ -195,6 +215,65 @@ class TwoNodes:
             del self.graph.edges[digest]
         else:
             del self.graph.vertices[digest]
+
+    # Indexes
+
+    def begin_index(self, label: str, name: str) -> IndexDefinition:
+        """From now on writes maintain it; it is not complete yet."""
+        self._tick()
+        index = len(self._definitions) + 1
+        return self._define(IndexDefinition(index, label, name, IndexState.BUILDING, self.now))
+
+    def finish_index(self, building: IndexDefinition) -> IndexDefinition:
+        """The backfill, and the entry that says that it is done."""
+        entities: list[Vertex | Edge] = [*self.graph.vertices.values(), *self.graph.edges.values()]
+        for entity in entities:
+            self._tick()
+            self._enter(None, entity)
+        self._tick()
+        ready = structs.replace(building, state=IndexState.READY, since=self.now)
+        for node in self.mesh.values():
+            node.known.append(ready)
+        return self._define(ready)
+
+    def drop_index(self, ready: IndexDefinition, *, known: bool = True) -> None:
+        """Delete it with all its entries; ``known`` says whether the nodes have heard of it."""
+        self._tick()
+        self._define(structs.replace(ready, state=IndexState.DROPPING, since=self.now))
+        for partition in range(PARTITIONS):
+            engine = self._engine(group_of(partition))
+            prefix = keys.index_prefix(group_of(partition), ready.id)
+            batch = engine.batch()
+            for key, _ in engine.scan(DATA, prefix, keys.after(prefix)):
+                batch.delete(DATA, key)
+            engine.write(batch)
+        for node in self.mesh.values():
+            node.known = [one for one in node.known if one.id != ready.id or not known]
+
+    def _define(self, definition: IndexDefinition) -> IndexDefinition:
+        self._definitions[definition.id] = definition
+        self._maintained = maintained(self._definitions.values())
+        for partition in range(PARTITIONS):
+            group = group_of(partition)
+            key = keys.index_definition(group, definition.id)
+            self._put_plain(group, key, encode_definition(definition))
+        return definition
+
+    def _enter(self, before: Vertex | Edge | None, after: Vertex | Edge | None) -> None:
+        some = after or before
+        assert some is not None
+        group = group_of(self.home_of(some))
+        for key, value in entry_changes(self._entries(before), self._entries(after)):
+            self._put(group, key, value)
+
+    def _entries(self, entity: Vertex | Edge | None) -> list[bytes]:
+        if entity is None:
+            return []
+        kind, labels = VERTEX, entity.labels if isinstance(entity, Vertex) else (entity.label,)
+        if isinstance(entity, Edge):
+            kind = EDGE
+        group = group_of(self.home_of(entity))
+        return entry_keys(group, kind, entity.digest, labels, entity.properties, self._maintained)
 
     def _entity(self, digest: Digest) -> Vertex | Edge:
         return self.graph.vertices.get(digest) or self.graph.edges[digest]
