@@ -289,3 +289,184 @@ def _events(
     from app.commands.client import events
 
     events(context.obj, types=types, since=since, as_json=as_json)
+
+
+@client_app.command("members")
+def _members(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help=_AS_JSON)] = False,
+) -> None:
+    """List the nodes of the cluster: addresses, states, what each leads."""
+    from app.commands.client import members
+
+    members(context.obj, as_json=as_json)
+
+
+@client_app.command("import")
+def _import(
+    context: typer.Context,
+    *,
+    nodes: Annotated[
+        list[str] | None,
+        typer.Option(help="A file of nodes; may be given several times.", metavar="[LABELS=]FILE"),
+    ] = None,
+    edges: Annotated[
+        list[str] | None,
+        typer.Option(help="A file of edges; may be given several times.", metavar="[LABEL=]FILE"),
+    ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="What a column is, whatever its header says: 'Age (years)=age:int', 'no=:ID'.",
+            metavar="COLUMN=NAME:TYPE",
+        ),
+    ] = None,
+    node_header: Annotated[
+        str | None,
+        typer.Option(help="The header of CSV files of nodes that have none.", metavar="TEXT"),
+    ] = None,
+    edge_header: Annotated[
+        str | None,
+        typer.Option(help="The header of CSV files of edges that have none.", metavar="TEXT"),
+    ] = None,
+    format_: Annotated[
+        Literal["csv", "ndjson"] | None,
+        typer.Option(
+            "--format",
+            help="csv or ndjson. Default: as the names say (.csv .tsv .ndjson .jsonl, also .gz).",
+        ),
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="Between the fields of CSV.  [, or in .tsv: tab]", metavar="CHARACTER"),
+    ] = None,
+    list_delimiter: Annotated[
+        str, typer.Option(help="Between the items of a list.", metavar="TEXT")
+    ] = ";",
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="What is done is remembered here. Default: beside the first file.", metavar="FILE"
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Forget the state: import everything once more.")
+    ] = False,
+    chunk: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Rows in one request.", metavar="N")
+    ] = 1_000,
+    connections: Annotated[
+        int, typer.Option(min=1, max=64, help="Requests at a time.", metavar="N")
+    ] = 6,
+    errors_max: Annotated[
+        int,
+        typer.Option(min=0, help="Give up when more rows than this failed; 0: never.", metavar="N"),
+    ] = 1_000,
+    errors_file: Annotated[
+        Path | None,
+        typer.Option(help="Rows that failed. Default: beside the state.", metavar="FILE"),
+    ] = None,
+    patience_s: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Give up when the cluster takes nothing for so long.", metavar="SECONDS"
+        ),
+    ] = 300.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Import nodes, and edges that name them, from CSV and NDJSON files.
+
+    \b
+      kotoba import --nodes Person=people.csv --edges KNOWS=knows.csv
+
+    \b
+    people.csv:  personId:ID,name,age:int,tags:string[],:LABEL
+                 p1,Alice,30,kind;tall,Admin
+    knows.csv:   :START_ID,:END_ID,since:int
+                 p1,p2,2020
+
+    \b
+    Files with headers of their own:
+      kotoba import --nodes Person=people.csv --map 'no=:ID' --map 'Age (years)=age:int'
+
+    \b
+    What kotoba export wrote:
+      kotoba import --nodes nodes.ndjson --edges edges.ndjson
+
+    An interrupted import goes on where it was when the same command is given again; nothing is
+    written twice. Exit code 3: done, but some rows failed; they are listed in the errors file.
+    See docs/bulk.md.
+    """
+    from app.commands.bulk_import import ImportOptions, import_files
+
+    options = ImportOptions(
+        nodes=nodes or [],
+        edges=edges or [],
+        columns=map_ or [],
+        node_header=node_header,
+        edge_header=edge_header,
+        format=format_,
+        delimiter=delimiter,
+        list_delimiter=list_delimiter,
+        state=state,
+        again=again,
+        chunk_rows=chunk,
+        connections=connections,
+        errors_max=errors_max or None,
+        errors_file=errors_file,
+        patience_s=patience_s,
+        as_json=as_json,
+    )
+    raise typer.Exit(import_files(context.obj, options))
+
+
+@client_app.command("export")
+def _export(
+    context: typer.Context,
+    nodes: Annotated[
+        str | None, typer.Option(help="Nodes as NDJSON; - for stdout.", metavar="FILE")
+    ] = None,
+    edges: Annotated[
+        str | None, typer.Option(help="Edges as NDJSON; - for stdout.", metavar="FILE")
+    ] = None,
+    car: Annotated[
+        str | None,
+        typer.Option(help="Every version's block as a CAR archive.", metavar="FILE"),
+    ] = None,
+    as_of: Annotated[
+        str | None, typer.Option(help="Of a past time: a timestamp or RFC 3339.", metavar="TIME")
+    ] = None,
+    connections: Annotated[
+        int, typer.Option(min=1, max=256, help="Blocks asked for at once.", metavar="N")
+    ] = 32,
+    patience_s: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Give up when the cluster answers nothing for so long.", metavar="SECONDS"
+        ),
+    ] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Export the graph, all of it in one snapshot.
+
+    \b
+      kotoba export --nodes nodes.ndjson --edges edges.ndjson
+      kotoba export --car graph.car
+      kotoba export --nodes - | jq .properties.name
+
+    kotoba import reads the NDJSON again. The archive is CAR version 1, for IPLD tools; every
+    block's hash is checked on the way. The summary goes to stderr. See docs/bulk.md.
+    """
+    from app.commands.bulk_export import export_files
+
+    export_files(
+        context.obj,
+        nodes=nodes,
+        edges=edges,
+        car=car,
+        as_of=as_of,
+        connections=connections,
+        patience_s=patience_s,
+        as_json=as_json,
+    )

@@ -14,9 +14,9 @@ import orjson
 from rich.console import Console
 
 from app.commands import CommandFailed
-from app.commands.tables import print_events_line, print_result, print_status
+from app.commands.tables import print_events_line, print_members, print_result, print_status
 
-__all__ = ["events", "op", "query", "read_argument", "status"]
+__all__ = ["events", "members", "op", "problem_line", "query", "read_argument", "status"]
 
 _PIPE_WIDTH: Final = 1_000_000
 _TIMEOUT_S: Final = 65.0
@@ -31,6 +31,15 @@ def status(url: str, *, as_json: bool) -> None:
         _print_json({**answer, "health": health})
     else:
         print_status(_console(), answer, health)
+
+
+def members(url: str, *, as_json: bool) -> None:
+    """List the nodes."""
+    answer = _request(url, "GET", "/v1/status")
+    if as_json:
+        _print_json({"nodes": answer["membership"]["nodes"]})
+    else:
+        print_members(_console(), answer)
 
 
 def query(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["print_events_line", "print_result", "print_status"]
+__all__ = ["print_events_line", "print_members", "print_result", "print_status"]
 
 _STATE_STYLE: Final = {"active": "green", "suspected": "yellow", "failed": "red"}
 _GAP: Final = 2
@@ -50,6 +50,11 @@ def print_status(console: Console, status: dict[str, Any], health: dict[str, Any
         f"{status['node_id']}: storage {storage['state']}, {_size(storage['disk_bytes'])} used, "
         f"{_size(storage['disk_free_bytes'])} free"
     )
+
+
+def print_members(console: Console, status: dict[str, Any]) -> None:
+    """The nodes of a cluster, as one of them sees it."""
+    console.print(_members_table(status["membership"]["nodes"], status["replication"]))
 
 
 def _members_table(nodes: list[dict[str, Any]], replication: dict[str, Any]) -> Table:
