@@ -34,6 +34,11 @@ class RaftConfig:
     """Proposals of one group beyond this are refused as overloaded."""
     apply_bytes_max: int = 4 << 20
     """Committed entries handed out at a time: a restart does not read a whole log at once."""
+    log_keep_entries: int = 5_000
+    """Entries of a log that are kept for followers a little behind; twice as many are truncated."""
+    log_entries_max: int = 100_000
+    """A log longer than this is truncated although a follower that answers still needs it: that
+    one gets a snapshot."""
     log_cache_bytes_max: int = 1 << 20
     """Persisted and applied entries of one group kept in memory for followers a little behind."""
 

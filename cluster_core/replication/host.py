@@ -26,7 +26,8 @@ from typing import Final
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import KotobaError, StorageFailed, StorageFull, Unavailable
 from cluster_core.hlc import HybridClock
-from cluster_core.ports import RAFT, Engine, Random
+from cluster_core.ports import RAFT, Batch, Engine, Random
+from cluster_core.raft import SnapshotNeeded
 from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica, Room
 from cluster_core.storage import keys
@@ -51,15 +52,21 @@ FAILOVER_ATTEMPTS: Final = 5
 class _Unsynced:
     """What waits for the next sync."""
 
-    __slots__ = ("ceiling", "messages", "persisted")
+    __slots__ = ("ceiling", "messages", "persisted", "waiters")
 
     def __init__(self) -> None:
         self.persisted: list[tuple[Replica, int, int]] = []
         self.messages: list[tuple[Replica, Message]] = []
+        self.waiters: list[asyncio.Future[None]] = []
         self.ceiling = 0
 
     def __bool__(self) -> bool:
-        return bool(self.persisted or self.messages or self.ceiling)
+        return bool(self.persisted or self.messages or self.ceiling or self.waiters)
+
+    def abandon(self, error: Exception) -> None:
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
 
 
 class ReplicationHost:
@@ -104,6 +111,7 @@ class ReplicationHost:
         self._leaders: dict[GroupId, tuple[ReplicaId, int]] = {}
         self._untold: dict[GroupId, Replica] = {}
         """Groups led here whose followers have not been told of the last commitments."""
+        self.on_snapshot_needed: Callable[[Replica, SnapshotNeeded], None] = _ignore
         self._full: frozenset[NodeId] = frozenset()
         self._closed = False
 
@@ -283,6 +291,8 @@ class ReplicationHost:
             self._send(peer, messages)
         for replica, ready in turns:
             replica.written()
+            for need in ready.snapshots:
+                self.on_snapshot_needed(replica, need)
             replica.finish_turn(ready)
             if ready.role_changed:
                 self._note_leader(replica)
@@ -309,6 +319,46 @@ class ReplicationHost:
         replica.raft.tell_commit()
         if replica.raft.has_ready():
             self.mark(replica)
+
+    async def synced(self) -> None:
+        """What is due is written, and everything that is written is durable.
+
+        Raises what ended this host.
+        """
+        self._flush()
+        if self.storage_error is not None:
+            raise self.storage_error
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._unsynced.waiters.append(waiter)
+        if self._sync_task is None:
+            self._sync_task = loop.create_task(self._sync_all())
+        await waiter
+
+    def write(self, batch: Batch) -> None:
+        """Write ``batch`` behind all that was written before. Raises what ended this host."""
+        if self.storage_error is None:
+            with self._fatal("a write"):
+                self._engine.write(batch)
+                self._written = True
+        if self.storage_error is not None:
+            raise self.storage_error
+
+    def truncate(self, replica: Replica, keep_entries: int, entries_max: int) -> None:
+        """Drop the old part of a log that has grown by more than ``keep_entries``."""
+        raft = replica.raft
+        length = raft.last_index - raft.first_index
+        if self.storage_error is not None or length < 2 * keep_entries:
+            return
+        point = raft.truncation_point(keep_entries, spare_followers=length < entries_max)
+        if point - raft.first_index < keep_entries // 2:
+            return
+        with self._fatal("a truncation"):
+            batch = self._engine.batch()
+            replica.log.truncate(batch, point)
+            self._engine.write(batch)
+            self._written = True
+            raft.truncated_to(point)
 
     def _route(
         self,
@@ -348,6 +398,9 @@ class ReplicationHost:
     def _synced(self, taken: _Unsynced) -> None:
         if taken.ceiling:
             self._clock.ceiling_persisted(taken.ceiling)
+        for waiter in taken.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         for replica, index, term in taken.persisted:
             replica.persisted(index, term)
             if not replica.dirty and replica.raft.has_ready():
@@ -419,6 +472,7 @@ class ReplicationHost:
         level = logging.WARNING if isinstance(error, StorageFull) else logging.ERROR
         log.log(level, "the disk of this node takes nothing: %s", error.detail)
         self.storage_error = error
+        self._unsynced.abandon(error)
         self._unsynced = _Unsynced()
         for replica in self.replicas.values():
             if replica.is_leader:
@@ -457,3 +511,8 @@ class ReplicationHost:
         replica.raft.transfer_leadership(target)
         self.mark(replica)
         return True
+
+
+def _ignore(replica: Replica, need: SnapshotNeeded) -> None:
+    """A host without snapshots: the need is handed out again."""
+    replica.raft.snapshot_failed(need.target)

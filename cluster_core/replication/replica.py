@@ -16,14 +16,15 @@ from cluster_core.config import RaftConfig
 from cluster_core.errors import KotobaError, NoLeader, OutcomeUnknown, Overloaded, StorageFull
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import DATA, Batch, Engine, Random
-from cluster_core.raft import Raft, Ready, Refusal, Role
+from cluster_core.raft import Configuration, Raft, Ready, Refusal, Role
+from cluster_core.raft.membership import decode_configuration
 from cluster_core.replication.command import Command, decode_command
 from cluster_core.replication.evaluation import HISTORY, Draft, Evaluation
 from cluster_core.replication.intents import IntentIndex, decode_intent
 from cluster_core.replication.log_store import LogStore
 from cluster_core.storage import keys
 from cluster_core.types import GroupId, NodeId, ReplicaId, Timestamp
-from cluster_core.wire.messages import Entry
+from cluster_core.wire.messages import CONFIGURATION, Entry
 
 __all__ = ["Replica", "Room"]
 
@@ -65,16 +66,19 @@ class Replica:
         self._clock = clock
         self._mark = mark
         self._applied_key = keys.state(group, b"applied")
-        value = engine.get(DATA, self._applied_key)
-        self.applied, self.applied_timestamp = (0, 0) if value is None else _APPLIED.unpack(value)
-        value = engine.get(DATA, keys.state(group, HISTORY))
-        self.horizon: Timestamp = 0 if value is None else int.from_bytes(value, "big")
+        self._configuration_key = keys.state(group, b"configuration")
+        self.applied = 0
+        self.applied_timestamp: Timestamp = 0
+        self.horizon: Timestamp = 0
         """Below it the past is not kept any more (``history.py``)."""
+        self._read_state()
+        stored = engine.get(DATA, self._configuration_key)
         self.raft = Raft(
             group=group,
             replica=replica,
             voters=voters,
             learners=[other for other in sorted(members) if other not in voters],
+            configuration=None if stored is None else decode_configuration(stored),
             hard_state=self.log.hard_state(),
             log=self.log,
             applied=self.applied,
@@ -94,8 +98,35 @@ class Replica:
         self._role_waiters: list[asyncio.Future[None]] = []
         self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self.on_change: Callable[[bytes, bytes], None] | None = None
+        self._restoring = False
+        """Between the write of a snapshot and its being durable, Raft does not know of it."""
         self._level_since: dict[ReplicaId, float] = {}
         self._load_intents()
+
+    def _read_state(self) -> None:
+        """What the state machine was when it was last written."""
+        value = self._engine.get(DATA, self._applied_key)
+        self.applied, self.applied_timestamp = (0, 0) if value is None else _APPLIED.unpack(value)
+        value = self._engine.get(DATA, keys.state(self.group, HISTORY))
+        self.horizon = 0 if value is None else int.from_bytes(value, "big")
+
+    def reload(self) -> None:
+        """A snapshot has replaced the state machine: read it anew. :meth:`restored` follows.
+
+        Whoever waited for an intent to be decided asks again.
+        """
+        assert self.evaluation is None, "a leader takes in no snapshot"
+        self._restoring = True
+        before, self.intents = self.intents, IntentIndex()
+        self._read_state()
+        self._load_intents()
+        before.abandon(NoLeader("a snapshot was taken in; ask again"))
+        self._wake_applied_waiters()
+
+    def restored(self, configuration: Configuration) -> None:
+        """What :meth:`reload` read is durable: Raft goes on behind it."""
+        self._restoring = False
+        self.raft.restore(configuration)
 
     def _load_intents(self) -> None:
         prefix = keys.table_prefix(self.group, keys.INTENT)
@@ -315,7 +346,9 @@ class Replica:
         for entry in entries:
             assert entry.index == self.applied + 1, "applied in order, each once"
             self.applied = entry.index
-            if entry.data:
+            if entry.kind == CONFIGURATION:
+                batch.put(DATA, self._configuration_key, entry.data)
+            elif entry.data:
                 command = decode_command(entry.data)
                 self._apply_command(batch, command)
                 self.applied_timestamp = max(self.applied_timestamp, command.timestamp)
@@ -365,7 +398,8 @@ class Replica:
 
     def written(self) -> None:
         """The batch of this flush is in the engine: whoever waited for it may look now."""
-        self.raft.applied_to(self.applied)
+        if not self._restoring:
+            self.raft.applied_to(self.applied)
         if self.evaluation is not None:
             self.evaluation.applied(self.applied)
         for future, timestamp in self._outcomes:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 SIM_CONFIG: Final = ClusterConfig(
     partition_count=4,
-    raft=RaftConfig(),
+    raft=RaftConfig(log_keep_entries=8, log_entries_max=60),
     membership=MembershipConfig(),
 )
 """Few partitions: what goes wrong with 64 goes wrong with 4, sixteen times faster."""
