@@ -62,7 +62,7 @@ async def read_entity(
     entity: Any = result.rows[0] if result.rows else None
     if not isinstance(entity, kind) or (version is not None and entity.digest != digest):
         raise _not_found(kind, cid, entity, version)
-    return entity_answer(entity, result.timestamp)
+    return entity_answer(entity, result)
 
 
 def _source_of(parameters: NodeParameters) -> bytes | None:

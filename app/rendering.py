@@ -108,11 +108,13 @@ def _batch_result(result: OperationResult | KotobaError) -> dict[str, Any]:
     return {"error": problem_document(presentable(result, doing="executing a batch"))}
 
 
-def entity_answer(entity: Vertex | Edge, timestamp: Timestamp) -> Answer:
-    """One entity, with its version as the entity tag and the read's time as the session."""
+def entity_answer(entity: Vertex | Edge, result: QueryResult) -> Answer:
+    """One entity of a result, with its version as the entity tag and the read's time as the
+    session."""
     document = entity_json(entity)
     etag = (b"etag", b'"%b"' % document["version"].encode())
-    return json_answer(document, etag, _session(timestamp))
+    given = (b"kotoba-consistency", result.statistics.consistency.encode())
+    return json_answer(document, etag, _session(result.session), given)
 
 
 def query_answer(result: QueryResult) -> Answer:
@@ -125,7 +127,7 @@ def query_answer(result: QueryResult) -> Answer:
         "timestamp": format_timestamp(result.timestamp),
         "statistics": _statistics_json(result.statistics),
     }
-    return json_answer(document, _session(result.timestamp))
+    return json_answer(document, _session(result.session))
 
 
 def _session(timestamp: Timestamp) -> tuple[bytes, bytes]:
@@ -195,5 +197,7 @@ def _statistics_json(statistics: Statistics) -> dict[str, Any]:
         "cluster_nodes": statistics.cluster_nodes,
         "scanned": statistics.scanned,
         "elapsed_ms": round(statistics.elapsed_ms, 3),
+        "consistency": statistics.consistency,
+        "staleness_ms": statistics.staleness_ms,
         "index": statistics.index,
     }

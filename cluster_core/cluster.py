@@ -402,16 +402,18 @@ class KotobaCluster:
         """Run a query on one snapshot: the present (``strong``), what this node has
         (``eventual``), or a past moment (``as_of``).
 
-        ``read_your_writes`` with the ``session`` of your last write is served as a strong read,
-        which promises more; so is ``eventual`` with a bound on its staleness.
+        ``read_your_writes`` sees all up to ``session``, the time of your last write or read;
+        ``eventual`` as well when it is given, and is no older than ``max_staleness_ms``. Both are
+        served here when this node has what they ask for, else as a strong read: the statistics of
+        the answer say which was given.
         """
-        if consistency == "eventual" and (session is not None or max_staleness_ms is not None):
-            consistency = "strong"
         return await self.node.query(
             query,
             consistency=consistency,
             as_of=as_of,
             deadline=self._deadline(timeout_ms),
+            session=session,
+            max_staleness_ms=max_staleness_ms,
         )
 
     async def explain_query(self, query: Query, *, as_of: Timestamp | None = None) -> Explanation:

@@ -46,6 +46,10 @@ _READ_PROBLEMS: Final = problems(
 _ENTITY_HEADERS: Final[dict[str, Any]] = {
     "ETag": {"schema": {"type": "string"}, "description": '`"<version>"`'},
     "Kotoba-Session": {"schema": {"type": "string"}, "description": "The time of the read."},
+    "Kotoba-Consistency": {
+        "schema": {"type": "string"},
+        "description": "What was given: strong, read_your_writes, eventual or as_of.",
+    },
 }
 _ENTITY: Final[dict[int | str, dict[str, Any]]] = {
     **_READ_PROBLEMS,

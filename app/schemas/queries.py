@@ -345,6 +345,17 @@ class Statistics(AnswerModel):
     cluster_nodes: int
     scanned: int
     elapsed_ms: float
+    consistency: Annotated[
+        Literal["strong", "read_your_writes", "eventual", "as_of"],
+        Field(description="What was given; it may be more than was asked for."),
+    ]
+    staleness_ms: Annotated[
+        float | None,
+        Field(
+            description="How old the snapshot is at most, by the clock of the node that answers; "
+            "null where it is not known, and for a read of a given time."
+        ),
+    ]
     index: str | None
 
 

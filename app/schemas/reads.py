@@ -30,7 +30,8 @@ class ReadParameters(NoParameters):
         Consistency,
         Field(
             description="`strong`: linearizable. `read_your_writes`: at least as new as the "
-            "Kotoba-Session header. `eventual`: what this node has."
+            "Kotoba-Session header. `eventual`: what this node has. Kotoba-Consistency in the "
+            "answer says which was given."
         ),
     ] = "strong"
     as_of: Annotated[

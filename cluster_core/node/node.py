@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import KotobaError, NotFound, StorageFull
 from cluster_core.events import Change, ClusterEvent
@@ -17,6 +19,7 @@ from cluster_core.hlc import HybridClock, rfc3339
 from cluster_core.membership.detector import FailureDetector
 from cluster_core.membership.forming import Founding
 from cluster_core.node.bus import EventBus
+from cluster_core.node.closed_reads import ClosedReads, Freshness
 from cluster_core.node.foreign_changes import ForeignChanges
 from cluster_core.node.index_building import IndexBuilder
 from cluster_core.node.index_table import IndexTable
@@ -31,7 +34,7 @@ from cluster_core.query.execute import execute
 from cluster_core.query.host import ReadAgain, ReadPoint
 from cluster_core.query.plan import Get, History, Query, check_query
 from cluster_core.query.planner import Explanation, explain
-from cluster_core.query.results import QueryResult, Statistics, VersionRow
+from cluster_core.query.results import QueryResult, ServedConsistency, Statistics, VersionRow
 from cluster_core.replication.closed import ClosedTimestamps
 from cluster_core.replication.history import Retention
 from cluster_core.replication.host import ReplicationHost
@@ -104,6 +107,9 @@ class ClusterNode:
         )
         self.mesh = Mesh(node_id, clock, transport, pace, self._on_messages, first_request)
         self.closed = ClosedTimestamps(self.host, self.mesh, clock)
+        self.closed_reads = ClosedReads(
+            self.host, self.closed, engine, clock, founding.partition_count
+        )
         self.router = Router(self.host, self.mesh, self.tables)
         self.participant = Participant(self.router, clock, config)
         self.transactions = Transactions(self.router, self.participant, clock, config, random)
@@ -294,18 +300,22 @@ class ClusterNode:
         consistency: Consistency,
         as_of: Timestamp | None,
         deadline: float,
+        session: Timestamp | None = None,
+        max_staleness_ms: int | None = None,
     ) -> QueryResult:
-        """Run ``query`` on the snapshot that ``consistency`` asks for."""
+        """Run ``query`` on the snapshot that is asked for (``closed_reads.Freshness``)."""
         check_query(query, self.config.limits)
+        freshness = Freshness(consistency, session, max_staleness_ms)
         if isinstance(query, Get) and len(query.cids) == 1 and as_of is None and not query.exact:
-            found = await self._get_at_home(query.cids[0], consistency, deadline)
+            found = await self._get_at_home(query.cids[0], freshness, deadline)
             if found is not None:
                 return found
         pinned = cursor_timestamp(query) if as_of is None else as_of
         while True:
-            point = await self._point(consistency, pinned, deadline)
+            point, given = await self._point(freshness, pinned, deadline)
             try:
-                return await execute(query, self.reads, point, self.config.limits, deadline)
+                result = await execute(query, self.reads, point, self.config.limits, deadline)
+                return self._as_given(result, point, given, freshness)
             except ReadAgain as again:
                 # A transaction that was decided meanwhile committed above our snapshot, and its
                 # client may have been answered before we began.
@@ -320,31 +330,77 @@ class ClusterNode:
         return explain(query, usable, self.founding.partition_count)
 
     async def _point(
-        self, consistency: Consistency, pinned: Timestamp | None, deadline: float
-    ) -> ReadPoint:
+        self, freshness: Freshness, pinned: Timestamp | None, deadline: float
+    ) -> tuple[ReadPoint, ServedConsistency]:
+        """Where to read, and what that gives: from what is closed here, else from the leaders."""
         partitions = range(self.founding.partition_count)
         if pinned is not None:
-            return await self.reads.at(pinned, partitions, deadline)
-        if consistency == "eventual":
-            return self.reads.eventual()
-        return await self.reads.strong(partitions, deadline)
+            closed = self.closed_reads.at(pinned, partitions)
+            return closed or await self.reads.at(pinned, partitions, deadline), "as_of"
+        oldest = freshness.oldest(self.clock)
+        if oldest == 0:
+            return self.reads.eventual(), "eventual"
+        if oldest is not None:
+            closed = self.closed_reads.newest(oldest, partitions)
+            if closed is not None:
+                return closed, freshness.consistency
+        return await self.reads.strong(partitions, deadline), "strong"
+
+    def _as_given(
+        self,
+        result: QueryResult,
+        point: ReadPoint,
+        given: ServedConsistency,
+        freshness: Freshness,
+    ) -> QueryResult:
+        staleness: float | None
+        if given == "strong":
+            staleness = 0.0
+        elif given == "as_of":
+            staleness = None
+        elif point.skip_intents:
+            staleness = self.closed_reads.staleness_here_ms()
+        else:
+            staleness = self.closed_reads.staleness_ms(point.timestamp)
+        statistics = msgspec.structs.replace(
+            result.statistics, consistency=given, staleness_ms=staleness
+        )
+        return msgspec.structs.replace(
+            result, statistics=statistics, asked_session=freshness.session or 0
+        )
 
     async def _get_at_home(
-        self, digest: Digest, consistency: Consistency, deadline: float
+        self, digest: Digest, freshness: Freshness, deadline: float
     ) -> QueryResult | None:
         """One vertex from its own partition, the most frequent read: 1 partition confirmed instead
         of all. None when it is not there: it may be an edge, or a version, of any partition."""
         begin = asyncio.get_running_loop().time()
-        found = await self.reads.entity(digest, strong=consistency != "eventual", deadline=deadline)
+        given: ServedConsistency = freshness.consistency
+        oldest = freshness.oldest(self.clock)
+        timestamp = None if oldest is None else self.closed_reads.time_for(digest, oldest)
+        if timestamp is None:
+            given = "strong"
+            found = await self.reads.entity(digest, strong=True, deadline=deadline)
+        else:
+            found = self.closed_reads.entity(digest, timestamp)
         if found is None:
             return None
         entity, timestamp = found
+        staleness = 0.0 if given == "strong" else self.closed_reads.staleness_ms(timestamp)
         elapsed_ms = (asyncio.get_running_loop().time() - begin) * 1000
         return QueryResult(
             rows=[entity],
             timestamp=timestamp,
-            statistics=Statistics(partitions=1, cluster_nodes=1, scanned=1, elapsed_ms=elapsed_ms),
+            statistics=Statistics(
+                partitions=1,
+                cluster_nodes=1,
+                scanned=1,
+                elapsed_ms=elapsed_ms,
+                consistency=given,
+                staleness_ms=staleness,
+            ),
             found={digest: 0},
+            asked_session=freshness.session or 0,
         )
 
     async def _locate_edges(self, edges: list[Digest], deadline: float) -> dict[Digest, Digest]:

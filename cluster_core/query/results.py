@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from cluster_core.graph.entities import Edge, Entity, Vertex
 from cluster_core.graph.values import Value
-from cluster_core.types import Digest, Timestamp
+from cluster_core.types import Consistency, Digest, Timestamp
 
 __all__ = [
     "Answer",
@@ -15,6 +17,7 @@ __all__ = [
     "PathRow",
     "QueryResult",
     "Row",
+    "ServedConsistency",
     "Statistics",
     "TraversedEdge",
     "TraversedVertex",
@@ -67,6 +70,9 @@ class BlockRow(msgspec.Struct, frozen=True, kw_only=True):
 Row = Vertex | Edge | CountRow | TraversedVertex | TraversedEdge | PathRow | VersionRow | BlockRow
 
 
+ServedConsistency = Consistency | Literal["as_of"]
+
+
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int
     """Partitions that were read."""
@@ -75,6 +81,11 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     scanned: int
     """Stored pairs that they looked at."""
     elapsed_ms: float
+    consistency: ServedConsistency = "strong"
+    """What was given; it may be more than was asked for."""
+    staleness_ms: float | None = None
+    """How old the snapshot is at most, by the clock of the node that answers. 0 for a strong read;
+    None for one of a given time, and where it is not known."""
     index: str | None = None
     """The label whose index was used, or ``label.property``; None where all was scanned."""
 
@@ -95,6 +106,14 @@ class QueryResult(msgspec.Struct, frozen=True, kw_only=True):
     bound: str | None = None
     found: dict[Digest, int] = {}
     """Of :class:`~cluster_core.query.plan.Get`: the place in ``rows`` of each CID that exists."""
+    asked_session: Timestamp = 0
+    """The session that the client came with."""
+
+    @property
+    def session(self) -> Timestamp:
+        """What the client's next read has to see: it never goes back, though a strong read of one
+        partition may be of an earlier time than the client's last write in another."""
+        return max(self.timestamp, self.asked_session)
 
 
 class Answer(msgspec.Struct, kw_only=True):

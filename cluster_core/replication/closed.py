@@ -52,10 +52,10 @@ PENDING_MAX: Final = 8
 
 
 class Point(NamedTuple):
-    """``timestamp`` is closed, and ``index`` has to be applied for it."""
+    """``timestamp`` is closed, and ``last_index`` has to be applied for it."""
 
     timestamp: Timestamp
-    index: int
+    last_index: int
 
 
 NOTHING_CLOSED: Final = Point(0, 0)
@@ -104,10 +104,10 @@ class ClosedTimestamps:
         """
         replica = self._host.replicas.get(group)
         pending = self._pending.get(group)
-        while pending and (replica is None or replica.applied >= pending[0].index):
+        while pending and (replica is None or replica.applied >= pending[0].last_index):
             self._applied[group] = pending.pop(0)
         point = self._applied.get(group, NOTHING_CLOSED)
-        if replica is not None and replica.applied < point.index:
+        if replica is not None and replica.applied < point.last_index:
             return NOTHING_CLOSED  # it came here after we had learned that
         return point
 
@@ -150,10 +150,10 @@ class ClosedTimestamps:
     def _acknowledged(self, promise: _Promise, confirmed: asyncio.Future[int]) -> None:
         if confirmed.cancelled() or confirmed.exception() or not promise.stands:
             return
-        if promise.replica.applied >= promise.point.index:
+        if promise.replica.applied >= promise.point.last_index:
             self._complete(promise)
             return
-        reached = promise.replica.reached_while_leading(promise.point.index)
+        reached = promise.replica.reached_while_leading(promise.point.last_index)
         reached.add_done_callback(partial(self._reached, promise))
 
     def _reached(self, promise: _Promise, reached: asyncio.Future[int]) -> None:

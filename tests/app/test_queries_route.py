@@ -213,6 +213,8 @@ async def test_the_answer_is_the_contract_s(
             "cluster_nodes": 3,
             "scanned": 9,
             "elapsed_ms": 1.235,
+            "consistency": "strong",
+            "staleness_ms": None,
             "index": None,
         },
     }

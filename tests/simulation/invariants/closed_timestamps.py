@@ -44,7 +44,7 @@ class ClosedTimestampsHold:
         self._seen[view.life] = point
         self.closed[view.group] = max(self.closed.get(view.group, 0), point.timestamp)
         written = self._written.setdefault(view.group, [])
-        for index in range(point.index + 1, len(written) + 1):
+        for index in range(point.last_index + 1, len(written) + 1):
             self._compare(view, point, index, written[index - 1])
         self._points.setdefault(view.group, []).append(point)
 
@@ -58,17 +58,17 @@ class ClosedTimestampsHold:
             lowest = None if entry is None else lowest_written(entry)
             written.append(lowest)
             for point in points:
-                if point.index < index:
+                if point.last_index < index:
                     self._compare(view, point, index, lowest)
-        behind = [point for point in points if point.index <= len(written)]
-        ahead = [point for point in points if point.index > len(written)]
+        behind = [point for point in points if point.last_index <= len(written)]
+        ahead = [point for point in points if point.last_index > len(written)]
         self._points[view.group] = ([max(behind)] if behind else []) + ahead
 
     def _compare(
         self, view: ReplicaView, point: Point, index: int, lowest: Timestamp | None
     ) -> None:
         assert lowest is None or lowest > point.timestamp, (
-            f"group {view.group}: {point.timestamp} was closed with index {point.index}, "
+            f"group {view.group}: {point.timestamp} was closed with index {point.last_index}, "
             f"but entry {index} writes at {lowest}"
         )
 
