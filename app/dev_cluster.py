@@ -35,6 +35,8 @@ _PORTS: Final = (20_000, 32_000)
 _STOP_S: Final = 10.0
 """A node that has not stopped this long after SIGTERM is killed."""
 _POLL_S: Final = 0.02
+_RESERVE_BYTES: Final = 16 << 20
+"""Of each node: temporary folders may be in memory."""
 
 
 class ClusterFailed(Exception):
@@ -129,6 +131,7 @@ class LocalCluster:
                     "peers": ",".join(other for other in addresses if other != address),
                     "data_dir": data_dir,
                     "stop_on_stdin_eof": True,
+                    "disk_reserve_bytes": _RESERVE_BYTES,
                     **self._options,
                 }
             ),

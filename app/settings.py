@@ -152,6 +152,13 @@ class NodeSettings(BaseSettings):
         ge=1,
         description="Writes that may wait for their outcome; beyond it 503 overloaded.",
     )
+    disk_reserve_bytes: int = Field(
+        _DEFAULTS.storage.reserve_bytes,
+        ge=0,
+        description="Room on the disk that is kept for the database's own bookkeeping, by a file "
+        "in the data folder; on a small disk at most a sixteenth of it. When it is touched, writes "
+        "are refused with storage_full, until twice as much is free.",
+    )
     stop_on_stdin_eof: bool = Field(
         False,
         description="Stop when stdin is closed, so that a node never outlives the program that "
@@ -222,6 +229,7 @@ class NodeSettings(BaseSettings):
                 suspect_after_ms=self.suspect_after_ms,
                 fail_after_ms=self.fail_after_ms,
             ),
+            storage=replace(_DEFAULTS.storage, reserve_bytes=self.disk_reserve_bytes),
             limits=replace(
                 _DEFAULTS.limits,
                 timeout_ms=self.timeout_ms,

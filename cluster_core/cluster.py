@@ -116,6 +116,7 @@ class KotobaCluster:
         self._was_full = False
         """Whether this process reported a full disk, and opened its store again since."""
         self._first_request = 0
+        self._latest: Timestamp = 0
         self._founded = asyncio.Event()
 
     # Life.
@@ -217,7 +218,7 @@ class KotobaCluster:
             engine = self._engine
             if engine is not None and not _has_room_to_open(engine):
                 continue
-            first_request = await self._end_composition()
+            await self._end_composition()
             self._close_engine()
             try:
                 await self._open()
@@ -230,12 +231,12 @@ class KotobaCluster:
                 return
             log.warning("the disk has room: the store was opened again")
             self._trouble = None
-            self._first_request, self._was_full = first_request, True
+            self._was_full = True
             self._join()
             return
 
-    async def _end_composition(self) -> int:
-        """Stop what works on the store; returns how many requests it may have sent to peers.
+    async def _end_composition(self) -> None:
+        """Stop what works on the store, and remember what the next composition must not repeat.
 
         The streams to peers end with it, so nobody waits for an answer that is lost.
         """
@@ -244,11 +245,11 @@ class KotobaCluster:
             await asyncio.gather(self._forming, return_exceptions=True)
             self._forming = None
         node, self._node = self._node, None
-        if node is None:
-            return self._first_request
-        self._transport.set_peers({})
-        await node.stop()
-        return node.mesh.last_request
+        if node is not None:
+            self._transport.set_peers({})
+            await node.stop()
+            self._first_request = node.mesh.last_request
+            self._latest = node.clock.latest
 
     async def _form(self) -> None:
         """Found a cluster with the peers, or be named by one that is founded (rule 20)."""
@@ -284,6 +285,7 @@ class KotobaCluster:
     def _begin(self, founding: Founding) -> None:
         assert self._engine is not None
         clock = self._own.clock(self._wall, self.config.replication.clock_ceiling_ahead_ms)
+        clock.merge(self._latest)
         self._transport.identify(
             cluster_id=founding.cluster_id, node_id=self.node_id, store_id=self._own.store_id
         )
@@ -494,8 +496,11 @@ class KotobaCluster:
 
     @property
     def node(self) -> ClusterNode:
-        """The founded node. Raises Unavailable while there is no cluster yet."""
+        """The founded node. Raises Unavailable while there is no cluster yet, and StorageFull
+        while there is no room to open the store."""
         if self._node is None:
+            if self.observed.waits_for_room:
+                raise StorageFull(self._trouble or "the disk of this node is full")
             raise Unavailable(self._trouble or "this node has not joined a cluster yet")
         return self._node
 

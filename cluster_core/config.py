@@ -78,10 +78,10 @@ class ReplicationConfig:
 class StorageConfig:
     """The disk of this node."""
 
-    reserve_bytes: int = 64 << 20
+    reserve_bytes: int = 256 << 20
     """Room kept free for the database's own bookkeeping, on a small disk at most a sixteenth of it;
-    when it is touched, writes of clients are refused. As large as one memtable, whose flush must
-    not fail for want of room."""
+    when it is touched, writes of clients are refused. Four times a memtable: the flush of what is
+    in memory must not fail for want of room, and nor must opening the store."""
     reopen_after_ms: int = 500
     """Between two tries to open the store again after its disk was full; grows to ten times."""
 

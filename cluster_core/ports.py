@@ -67,10 +67,10 @@ class Engine(Protocol):
 
     The durability contract: writes reach the disk in the order in which they were given, and a
     crash keeps a prefix of them; ``await sync()`` returns when everything written before the call
-    is in that prefix for good. The first failed write or sync is final: every later call raises
-    :class:`~cluster_core.errors.StorageFailed`. A write that found no space raises StorageFull, and
-    the store may be opened anew once there is room; after a failed sync it may not, for what the
-    system still shows of it need not be on the disk.
+    is in that prefix for good. The first failed write or sync is final: every later one raises the
+    same error. That is :class:`~cluster_core.errors.StorageFull` for a write that found no space,
+    and the store may be opened anew once there is room; else it is StorageFailed. After a failed
+    sync it may not be opened again: what the system still shows of it need not be on the disk.
 
     The *reserve* is room on the disk that only the database's own bookkeeping may use. The engine
     keeps it occupied; when the disk gets full it gives it up, and occupies it again when there is

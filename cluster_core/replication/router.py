@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -160,15 +161,24 @@ class Router:
                 raise
 
 
-def confirm(replica: Replica) -> Coroutine[None, None, None]:
+class confirm:  # noqa: N801
     """What was evaluated here just now holds: leadership is confirmed and all in the log applied.
 
     An evaluation that writes nothing (not found, a failed precondition, a repeated request) saw the
     overlay or the state of a leader that may be deposed, so its answer waits for this, as a strong
     read does. What "now" is, is taken at the call; the awaiting may come later. Raises NoLeader
-    when the leadership did not last.
+    when the leadership did not last. One that is never awaited costs nothing.
     """
-    return _confirmed(replica, replica.evaluation, replica.raft.last_index)
+
+    __slots__ = ("_evaluation", "_index", "_replica")
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._evaluation = replica.evaluation
+        self._index = replica.raft.last_index
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return _confirmed(self._replica, self._evaluation, self._index).__await__()
 
 
 async def _confirmed(replica: Replica, evaluation: Evaluation | None, index: int) -> None:

@@ -245,7 +245,9 @@ class MemoryEngine:
 
     def _check_writable(self) -> None:
         self._check_open()
-        if self._state != "ok":
+        if self._state == "full":
+            raise StorageFull("no space was left on the disk")
+        if self._state == "failed":
             raise StorageFailed(
                 "an earlier write failed; restart the node when its disk is well again"
             )

@@ -58,6 +58,10 @@ _RESERVE: Final = "RESERVE"
 """The file that holds the reserve, beside RocksDB's own."""
 _RESERVE_SHARE: Final = 16
 """On a small disk the reserve is no more than this part of it."""
+_WRITE_BUFFER_BYTES_MAX: Final = 64 << 20
+_WRITE_BUFFER_SHARE: Final = 64
+"""On a small disk a memtable is no more than this part of it: a reserve has room for the tables
+that two of them become."""
 _MEASURE_INTERVAL_S: Final = 1.0
 """The size of the folder and the room on the disk are looked up at most this often."""
 _NO_SPACE: Final = ("No space left", "Disk quota exceeded", "Max allowed space")
@@ -102,8 +106,8 @@ class RocksEngine:
 
     All methods are called from one thread. After the first failed write or sync nothing is known
     about what is on disk (the batch may or may not be): every later write and sync of this engine
-    raises StorageFailed; reads go on. An engine that is opened after it knows again: opening reads
-    the log, writes what is in it to table files, and syncs those.
+    fails for the same reason; reads go on. An engine that is opened after it knows again: opening
+    reads the log, writes what is in it to table files, and syncs those.
 
     Raises StorageFull where there is no room to open.
     """
@@ -113,12 +117,15 @@ class RocksEngine:
         path: str | os.PathLike[str],
         *,
         block_cache_bytes: int = 128 << 20,
-        write_buffer_bytes: int = 64 << 20,
+        write_buffer_bytes: int | None = None,
         reserve_bytes: int = 0,
     ) -> None:
         self._path = os.fspath(path)
         _make_folder(self._path)
         self._reserve = _Reserve(self._path, reserve_bytes)
+        if write_buffer_bytes is None:
+            part = _disk_bytes(self._path) // _WRITE_BUFFER_SHARE
+            write_buffer_bytes = min(max(part, 1 << 20), _WRITE_BUFFER_BYTES_MAX)
         self._db: Rdict | None = _open(self._path, block_cache_bytes, write_buffer_bytes)
         self._reserve.look()
         self._families: list[Rdict] = []
@@ -275,10 +282,11 @@ class RocksEngine:
         return cursor
 
     def _writable(self) -> Rdict:
-        if self._state != "ok":
-            why = "its disk was full" if self._state == "full" else "an earlier write failed"
+        if self._state == "full":
+            raise StorageFull(f"no space was left on the disk of {self._path}")
+        if self._state == "failed":
             raise StorageFailed(
-                f"the store in {self._path} takes no more writes, for {why}; "
+                f"the store in {self._path} takes no more writes, for an earlier one failed; "
                 "restart the node when its disk is well again"
             )
         if self._db is None:
@@ -316,8 +324,7 @@ class _Reserve:
     def __init__(self, path: str, wanted: int) -> None:
         self._folder = path
         self._path = os.path.join(path, _RESERVE)
-        disk = os.statvfs(path)
-        self.size = min(wanted, disk.f_blocks * disk.f_frsize // _RESERVE_SHARE)
+        self.size = min(wanted, _disk_bytes(path) // _RESERVE_SHARE)
         self.held = self._occupied() == self.size
         self._give_up_if_needed()
 
@@ -593,6 +600,11 @@ def _folder_bytes(path: str) -> int:
             except FileNotFoundError:
                 continue
     return total
+
+
+def _disk_bytes(path: str) -> int:
+    disk = os.statvfs(path)
+    return disk.f_blocks * disk.f_frsize
 
 
 def _free_bytes(path: str) -> int:

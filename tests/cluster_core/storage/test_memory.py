@@ -139,9 +139,9 @@ async def test_the_first_failed_write_is_final_and_reads_go_on(
     with pytest.raises(fault):
         put(engine, b"b")
     engine.disk.fail_writes = None
-    with pytest.raises(StorageFailed, match="restart"):
+    with pytest.raises(fault):
         put(engine, b"c")
-    with pytest.raises(StorageFailed, match="restart"):
+    with pytest.raises(fault):
         await engine.sync()
     assert engine.state == state
     assert contents(engine) == [(b"a", b"")]

@@ -193,9 +193,9 @@ async def test_the_first_failed_write_is_final_and_reads_go_on(
     with pytest.raises(error):
         await write_async(engine)
     engine._db = healthy
-    with pytest.raises(StorageFailed, match="restart the node"):
+    with pytest.raises(error):
         put(engine, b"c")
-    with pytest.raises(StorageFailed, match="restart the node"):
+    with pytest.raises(error):
         await engine.sync()
     assert engine.state == state
     assert engine.get(DATA, b"a") == b"v"
