@@ -45,8 +45,9 @@ Transfer (D §3.10)
 Membership (§6, D §4)
     The latest configuration in the log counts, committed or not; ``membership.py`` says why, and
     which changes take two steps. A leader that is no voter any more goes on until that is
-    committed, without counting itself, then hands over and steps down (D §4.2.2). Requests are
-    taken from replicas that we have never heard of: they may know a newer configuration.
+    committed, without counting itself, then hands over and steps down; until then it campaigns, too
+    (D §4.2.2). Requests are taken from replicas that we have never heard of: they may know a newer
+    configuration.
 
 Compaction (§7)
     The host drops what is applied, durable, and needed by no peer that is near. A peer that needs
@@ -387,7 +388,7 @@ class Raft:
         if self.role is Role.LEADER or self._restoring:
             return
         self._elapsed = 0
-        if self.configuration.is_voter(self.replica):
+        if self._may_campaign():
             self._become_pre_candidate()
         else:
             self.leader = NOBODY
@@ -616,9 +617,10 @@ class Raft:
         assert message.group == self.group
         if message.target != self.replica:
             return
-        if message.source not in self._peers and isinstance(message, _ANSWERS):
-            return
-        if message.source == self.replica and type(message) is not VoteReply:
+        if message.source == self.replica:
+            if type(message) is not VoteReply:
+                return
+        elif message.source not in self._peers and isinstance(message, _ANSWERS):
             return
         if message.term > self.term:
             if not self._admit_higher_term(message):
@@ -685,6 +687,15 @@ class Raft:
         self._enter(Role.FOLLOWER, term, leader)
 
     # -- Elections (§5.2, §5.4.1, D §9.6) --------------------------------------------------------
+
+    def _may_campaign(self) -> bool:
+        """We are a voter, or not known not to be: while our removal may yet be replaced, ours can
+        be the only log that a majority of the old configuration would elect (D §4.2.2). Our own
+        vote counts by the latest one as any other, so not then."""
+        return any(
+            configuration.is_voter(self.replica)
+            for configuration in self._configurations.undecided(self._log.committed)
+        )
 
     def _become_pre_candidate(self) -> None:
         self._enter(Role.PRE_CANDIDATE, self.term, NOBODY)
@@ -885,6 +896,7 @@ class Raft:
         assert index <= self._log.last_index, "acknowledged what we never had"
         if not peer.acked(index):
             return
+        transferring = peer.replica == self.transferee
         self._try_commit(index)
         if self.role is not Role.LEADER:
             return
@@ -892,7 +904,8 @@ class Raft:
             self._append_due = True
         if peer.commit_sent < min(peer.match, self._log.committed):
             self.commit_untold = True
-        self._try_transfer(peer)
+        if transferring:
+            self._try_transfer(peer)
 
     def _on_rejection(self, peer: Progress, message: AppendReply) -> None:
         """Step back to where the logs could agree.
@@ -1067,9 +1080,7 @@ class Raft:
 
     def _on_timeout_now(self, _message: TimeoutNow) -> None:
         """No rehearsal: the leader wants it, and its followers must not stand on their leases."""
-        if self.role is Role.LEADER or self._restoring:
-            return
-        if self.configuration.is_voter(self.replica):
+        if self.role is not Role.LEADER and not self._restoring and self._may_campaign():
             self._become_candidate(transfer=True)
 
 

@@ -139,6 +139,15 @@ class ConfigurationLog:
         """Index of the entry of :attr:`latest`; 0 once that is applied."""
         return self._later[-1].index if self._later else 0
 
+    def undecided(self, committed: int) -> list[Configuration]:
+        """The last one that is known to be ``committed``, and all that follow it."""
+        found = [self.applied]
+        for later in self._later:
+            if later.index <= committed:
+                found.clear()
+            found.append(later.configuration)
+        return found
+
     def append(self, entries: Iterable[Entry]) -> None:
         """Note the configurations among ``entries``, which are in the log; known ones once."""
         newest = self.latest_index

@@ -2,8 +2,9 @@
 
 A :class:`Chaos` takes random small steps: a message delivered, lost, repeated or overtaken; a tick;
 a Ready taken; a write made durable; a crash that keeps a prefix of the writes; proposals, reads,
-transfers, broken streams, cut links. After each the :class:`Oracle` compares what is with what Raft
-promises. Everything comes from one seed.
+transfers, broken streams, cut links; logs truncated, snapshots carried a step further or lost;
+members added, promoted, demoted, removed, and the disks of those removed thrown away. After each
+the :class:`Oracle` compares what is with what Raft promises. Everything comes from one seed.
 """
 
 from __future__ import annotations
@@ -11,9 +12,18 @@ from __future__ import annotations
 from random import Random
 
 from cluster_core.config import RaftConfig
-from cluster_core.raft import ProposalRefused, Ready, Role
-from cluster_core.wire.messages import AppendReply, Entry, Message, VoteReply
-from tests.cluster_core.raft.replicas import Group, Replica
+from cluster_core.raft import (
+    Change,
+    Configuration,
+    ProposalRefused,
+    Ready,
+    Role,
+    decode_configuration,
+)
+from cluster_core.wire.messages import CONFIGURATION, AppendReply, Entry, Message, VoteReply
+from tests.cluster_core.raft.replicas import Group, Replica, Snapshot, Transfer
+
+MEMBERS_MAX = 6
 
 
 class Oracle:
@@ -32,12 +42,27 @@ class Oracle:
         self.floors: dict[int, int] = {}
         """For each read, what was committed when it was asked for."""
         self.reads_served = 0
+        self.persisted: dict[int, int] = {}
+        """What each replica took for durable when that was last looked at."""
+        self.acknowledged: dict[int, tuple[int, int]] = {}
+        """Term and index of what each replica acknowledged last."""
+        self.founding = Configuration.of(group.voters, group.learners)
+        self.configurations: list[tuple[int, Configuration]] = [(0, self.founding)]
+        """The committed ones, with their indexes."""
+        self.restored = 0
+
+    def watch(self, replica: Replica) -> None:
+        replica.slow = True
+        replica.on_ready = self.on_ready
+        replica.on_restore = self.on_restore
 
     def on_send(self, message: Message) -> None:
         if isinstance(message, VoteReply) and message.granted and not message.pre:
             self.one_vote_a_term(message)
         if isinstance(message, AppendReply) and not message.reject:
             self.acknowledged_is_durable(message)
+            self.acknowledged_is_the_leader_s(message)
+            self.acknowledged[message.source] = (message.term, message.index)
 
     def on_ready(self, replica: Replica, ready: Ready) -> None:
         """Taken, not yet handled."""
@@ -46,6 +71,9 @@ class Oracle:
             assert read.index >= self.floors[read.context], "a read misses what was committed"
         if replica.raft.role is Role.LEADER:
             self.committed_is_durable_on_a_majority(replica)
+        for entry in ready.entries:
+            if entry.kind == CONFIGURATION and replica.raft.role is Role.LEADER:
+                self.one_change_at_a_time(replica, entry)
         for place, entry in enumerate(ready.committed, start=len(replica.applied) + 1):
             assert entry.index == place, "applied in order, each once"
             self.state_machine_safety(replica, entry)
@@ -56,7 +84,16 @@ class Oracle:
             if replica.raft.role is Role.LEADER:
                 self.committed_is_durable_on_a_majority(replica)
                 self.election_safety(replica)
+            if replica.raft._log.persisted != self.persisted.get(replica.replica):
+                self.persisted[replica.replica] = replica.raft._log.persisted
+                self.durability(replica)
+
+    def on_some_steps(self) -> None:
+        """What stays wrong once it is."""
+        self.log_matching()
+        for replica in self.group:
             self.durability(replica)
+            self.the_latest_configuration_counts(replica)
 
     def one_vote_a_term(self, vote: VoteReply) -> None:
         """§5.2: each server votes for at most one candidate in a term, through crashes too."""
@@ -70,7 +107,18 @@ class Oracle:
         durable = self.group[reply.source].disk.durable
         assert durable.hard_state.term >= reply.term
         if durable.hard_state.term == reply.term:
-            assert len(durable.entries) >= reply.index
+            assert durable.last_index >= reply.index
+
+    def acknowledged_is_the_leader_s(self, reply: AppendReply) -> None:
+        """§5.3: what a leader counts as its entry is its entry."""
+        leader = self.group.replicas.get(reply.target)
+        if leader is None or leader.raft.role is not Role.LEADER:
+            return
+        log = leader.raft._log
+        if leader.raft.term == reply.term and reply.index >= log.first_index:
+            entry = self.group[reply.source].disk.durable.at(reply.index)
+            assert entry is not None
+            assert entry.term == log.term(reply.index), "acknowledged what the leader has not"
 
     def election_safety(self, replica: Replica) -> None:
         """§5.2: at most one leader can be elected in a given term."""
@@ -84,25 +132,78 @@ class Oracle:
 
     def leader_completeness(self, leader: Replica) -> None:
         """§5.4: what was committed in a term is in the logs of the leaders of all higher terms."""
-        log = leader.disk.written.entries
         for entry, term in self.committed:
             if term < leader.raft.term:
-                assert len(log) >= entry.index, f"{leader.replica} lacks {entry}"
-                assert log[entry.index - 1] == entry
+                has = leader.disk.written.at(entry.index)
+                assert has == entry, f"{leader.replica} lacks {entry}"
 
     def committed_is_durable_on_a_majority(self, leader: Replica) -> None:
-        """§5.3: what a leader calls committed is on the disks of a majority."""
+        """§5.3: what a leader calls committed is on the disks of a majority (of both halves, §6).
+
+        By the configuration that holds at an entry, or one that is in the leader's log behind it.
+        """
         raft = leader.raft
         while len(self.committed) < raft.commit:
             index = len(self.committed) + 1
             entry = raft._log.entries(index, index + 1, 1)[0]
-            have = [
-                voter
-                for voter in raft.voters
-                if self.group[voter].disk.durable.entries[index - 1 : index] == [entry]
-            ]
-            assert 2 * len(have) > len(raft.voters), f"{entry} is only on {have}"
+            if entry.kind == CONFIGURATION:
+                self.configurations.append((index, decode_configuration(entry.data)))
+            counts = [self.configurations[-1][1]]
+            if entry.kind != CONFIGURATION:
+                counts += [later.configuration for later in raft._configurations._later]
+            have = {
+                replica.replica for replica in self.group if replica.disk.durable.at(index) == entry
+            }
+            assert any(is_quorum(have, each) for each in counts), f"{entry} is only on {have}"
             self.committed.append((entry, raft.term))
+
+    def one_change_at_a_time(self, leader: Replica, entry: Entry) -> None:
+        """§6: a change begins behind a committed one, and its majorities meet those of that one."""
+        before = [
+            later.index for later in leader.raft._configurations._later if later.index < entry.index
+        ]
+        assert all(index <= leader.raft.commit for index in before), "two changes at a time"
+        assert leader.raft.committed_in_term, "a change before anything of its term is committed"
+        old, new = self.configurations[-1][1], decode_configuration(entry.data)
+        if old.is_joint:
+            assert new == Configuration(old.voters, (), old.learners), "not what it leads to"
+        elif new.is_joint:
+            assert new.outgoing == old.voters
+        else:
+            assert len(set(old.voters) ^ set(new.voters)) <= 1, "majorities may not meet"
+
+    def the_latest_configuration_counts(self, replica: Replica) -> None:
+        """§6: a server always uses the latest configuration in its log, committed or not."""
+        if replica.raft._log.has_unwritten or replica.raft._restoring:
+            return
+        image = replica.disk.written
+        known = [entry for entry in image.entries if entry.kind == CONFIGURATION]
+        if known:
+            assert replica.raft.configuration == decode_configuration(known[-1].data)
+        elif image.configuration is not None:
+            assert replica.raft.configuration == image.configuration
+        if image.configuration is not None:
+            assert replica.raft.applied_configuration == image.configuration
+
+    def on_restore(self, replica: Replica, snapshot: Snapshot) -> None:
+        """§7: a snapshot is a prefix of what was committed, and newer than what it replaces."""
+        self.restored += 1
+        term, index = self.acknowledged.get(replica.replica, (0, 0))
+        kept = term < replica.raft.term or index <= snapshot.offer.index
+        assert kept, "a snapshot in place of acknowledged entries"
+        state = snapshot.state
+        assert len(state) == snapshot.offer.index > len(replica.applied), "a snapshot goes back"
+        assert [entry for entry, _ in self.committed[: len(state)]] == list(state)
+        said = [c for index, c in self.configurations if index <= len(state)][-1]
+        assert snapshot.configuration == said, "a snapshot of one index, a configuration of another"
+
+    def on_finished(self, transfer: Transfer, leader: Replica) -> None:
+        """§7: what follows a snapshot is still there when it has arrived."""
+        assert transfer.snapshot is not None
+        peer = leader.raft._peers.find(transfer.target)
+        if leader.raft.role is Role.LEADER and peer is not None and peer.state.value == "snapshot":
+            index = max(peer.pending, transfer.snapshot.offer.index)
+            assert leader.raft.first_index <= index + 1, "truncated above a snapshot in flight"
 
     def state_machine_safety(self, replica: Replica, entry: Entry) -> None:
         """§5.4.3: no two replicas apply different entries at one index."""
@@ -111,28 +212,51 @@ class Oracle:
 
     def log_matching(self) -> None:
         """§5.3: logs that agree on index and term of an entry agree on everything before it."""
-        logs = [replica.disk.written.entries for replica in self.group]
-        for number, one in enumerate(logs):
-            for other in logs[:number]:
-                shared = min(len(one), len(other))
-                while shared and one[shared - 1].term != other[shared - 1].term:
+        images = [replica.disk.written for replica in self.group]
+        for number, one in enumerate(images):
+            for other in images[:number]:
+                start = max(one.base[0], other.base[0])
+                shared = min(one.last_index, other.last_index)
+                while shared > start and one.term(shared) != other.term(shared):
                     shared -= 1
-                assert one[:shared] == other[:shared]
+                assert (
+                    one.entries[start - one.base[0] : max(0, shared - one.base[0])]
+                    == other.entries[start - other.base[0] : max(0, shared - other.base[0])]
+                )
 
     def durability(self, replica: Replica) -> None:
         """What the core takes for durable is, and a durable term never goes back."""
         log = replica.raft._log
         durable = replica.disk.durable
-        assert log.persisted <= len(durable.entries)
-        if log.persisted:
-            assert log.term(log.persisted) == durable.entries[log.persisted - 1].term
+        if replica.raft._restoring is None:
+            assert log.persisted <= durable.last_index
+            if log.persisted >= max(log.first_index, durable.base[0]):
+                assert log.term(log.persisted) == durable.term(log.persisted)
         term = durable.hard_state.term
         assert term >= self.terms.get(replica.replica, 0)
         self.terms[replica.replica] = term
 
 
+def is_quorum(have: set[int], configuration: Configuration) -> bool:
+    """More than half, of both halves of a joint configuration."""
+    halves = [half for half in (configuration.voters, configuration.outgoing) if half]
+    return all(2 * len(have.intersection(half)) > len(half) for half in halves)
+
+
 class _Watched(Group):
     oracle: Oracle
+
+    def join(self, replica: int) -> Replica:
+        self.replicas[replica] = joined = Replica(
+            replica, self, config=next(iter(self)).config, random=Random(replica)
+        )
+        self.oracle.watch(joined)
+        return joined
+
+    def end(self, transfer: Transfer, *, finished: bool) -> None:
+        if finished and transfer.source in self.replicas:
+            self.oracle.on_finished(transfer, self[transfer.source])
+        super().end(transfer, finished=finished)
 
     def send(self, message: Message) -> None:
         self.oracle.on_send(message)
@@ -148,14 +272,15 @@ class Chaos:
     def __init__(self, seed: int, *, unrest: int = 1) -> None:
         self.random = random = Random(seed)
         size = random.choice([1, 2, 3, 3, 3, 3, 4, 5, 5])
-        learners = random.choice([0, 0, 1])
+        calm = random.random() < 0.6
+        learners = random.choice([0, 1, 2] if calm else [0, 0, 1])
         members = range(1, size + learners + 1)
         self.group = _Watched(
             members[:size],
             members[size:],
             config=RaftConfig(
                 heartbeat_ticks=1,
-                election_ticks=random.choice([3, 6]),
+                election_ticks=6 if calm else random.choice([3, 6]),
                 append_bytes_max=random.choice([1, 200, 1 << 20] if unrest == 1 else [1]),
                 inflight_messages_max=random.choice([1, 3, 100]),
                 inflight_bytes_max=random.choice([100, 1 << 20]),
@@ -166,8 +291,9 @@ class Chaos:
         )
         self.oracle = self.group.oracle = Oracle(self.group)
         for replica in self.group:
-            replica.slow = True
-            replica.on_ready = self.oracle.on_ready
+            self.oracle.watch(replica)
+        self.newest = size + learners
+        """The highest id given; none is given twice."""
         self.proposals = 0
         self.reads = 0
         self.unrest = unrest
@@ -175,17 +301,27 @@ class Chaos:
         self.loss_rate = random.choice([0, 2, 10])
         self.disk_rate = random.choice([20, 40, 80])
         self.tick_rate = random.choice([5, 10, 20])
+        self.truncation_rate = random.choice([0, 3, 10])
+        self.take_rate = 80
+        self.deliver_rate = 120
+        self.change_rate = 0
+        if calm:
+            # A change takes a leader that stays for a while.
+            self.change_rate = random.choice([10, 20])
+            self.tick_rate = random.choice([15, 25])
+            self.take_rate = self.disk_rate = 160
+            self.deliver_rate = 300
 
     def run(self, steps: int) -> None:
         actions = {
-            self.deliver: 120,
-            self.take: 80,
+            self.deliver: self.deliver_rate,
+            self.take: self.take_rate,
             self.persist: self.disk_rate,
             self.tick: self.tick_rate,
             self.propose: 10,
             self.lose: self.loss_rate,
             self.repeat: self.loss_rate,
-            self.read: 5,
+            self.read: 10,
             self.crash: self.crash_rate,
             self.break_stream: 3 * self.unrest,
             self.transfer: 1,
@@ -193,13 +329,19 @@ class Chaos:
             self.cut: 1,
             self.isolate: self.unrest,
             self.heal: 2 * self.unrest,
+            self.truncate: self.truncation_rate,
+            self.advance: 3 * self.truncation_rate,
+            self.lose_snapshot: self.truncation_rate / 5,
+            self.crash_in_restore: self.truncation_rate / 5,
+            self.change: self.change_rate,
+            self.throw_away: self.change_rate,
         }
         plan = self.random.choices(list(actions), list(actions.values()), k=steps)
         for step, action in enumerate(plan):
             action()
             self.oracle.on_step()
-            if step % 16 == 0:
-                self.oracle.log_matching()
+            if step % 12 == 0:
+                self.oracle.on_some_steps()
         self.recover()
 
     def recover(self) -> None:
@@ -208,19 +350,26 @@ class Chaos:
         for replica in self.group:
             replica.slow = False
             replica.persist()
-        for _ in range(60):
+        for _ in range(100):
             self.tick_all()
             leaders = [r for r in self.group if r.raft.role is Role.LEADER]
             if len(leaders) == 1 and leaders[0].raft.refusal() is None:
                 leaders[0].raft.propose(b"peace")
                 self.tick_all()
                 self.tick_all()
-                if all(r.applied and r.applied[-1].data == b"peace" for r in self.group):
+                members = [
+                    replica
+                    for replica in self.group
+                    if replica.replica in leaders[0].raft.configuration.members
+                ]
+                if all(r.applied and r.applied[-1].data == b"peace" for r in members):
                     break
         else:
             raise AssertionError("the group does not recover")
-        assert len({tuple(r.applied) for r in self.group}) == 1
-        self.oracle.log_matching()
+        assert len({tuple(r.applied) for r in members}) == 1
+        assert not leaders[0].raft.change_pending
+        assert {r.raft.configuration for r in members} == {leaders[0].raft.configuration}
+        self.oracle.on_some_steps()
 
     def tick_all(self) -> None:
         for replica in self.group:
@@ -228,12 +377,14 @@ class Chaos:
         for _ in range(1_000):
             self.group.work()
             self.oracle.on_step()
-            if not self.group.network:
+            moved = [self.group.advance(transfer) for transfer in list(self.group.transfers)]
+            if not self.group.network and not any(moved):
                 return
             for message in self.group.take():
-                self.group.raft(message.target).step(message)
-                self.group[message.target].work()
-                self.oracle.on_step()
+                if message.target in self.group.replicas:
+                    self.group.raft(message.target).step(message)
+                    self.group[message.target].work()
+                    self.oracle.on_step()
         raise AssertionError("the group never comes to rest")
 
     # -- Steps -----------------------------------------------------------------------------------
@@ -257,7 +408,8 @@ class Chaos:
         place = self.pick()
         if place is not None:
             message = self.group.network.pop(place)
-            if (message.source, message.target) not in self.group.cut:
+            known = message.target in self.group.replicas
+            if known and (message.source, message.target) not in self.group.cut:
                 self.group.raft(message.target).step(message)
 
     def lose(self) -> None:
@@ -334,3 +486,68 @@ class Chaos:
 
     def heal(self) -> None:
         self.group.heal()
+
+    def truncate(self) -> None:
+        """By size: what a follower lacks may go as well."""
+        spare = self.random.random() < 0.5
+        self.any().truncate(self.random.choice([0, 0, 3]), spare_followers=spare)
+
+    def advance(self) -> None:
+        if self.group.transfers:
+            self.group.advance(self.random.choice(self.group.transfers))
+
+    def lose_snapshot(self) -> None:
+        """The source hears nothing good of it; half of them arrive all the same, late."""
+        if self.group.transfers:
+            transfer = self.random.choice(self.group.transfers)
+            if self.random.random() < 0.5:
+                self.group.end(transfer, finished=False)
+            elif transfer.snapshot is not None and transfer.source in self.group.replicas:
+                self.group.raft(transfer.source).snapshot_failed(transfer.target)
+
+    def crash_in_restore(self) -> None:
+        """While a snapshot is on its way to the disk."""
+        for replica in self.group:
+            if any(item.snapshot for item in replica.outstanding):
+                replica.crash(kept=self.random.randrange(len(replica.disk.pending) + 1))
+                return
+
+    def change(self) -> None:
+        replica = self.leader()
+        if replica is None:
+            return
+        change = self.any_change(replica.raft.configuration)
+        for joining in change.add_learners:
+            self.group.join(joining)
+        try:
+            replica.raft.propose_configuration(change)
+        except ProposalRefused:
+            for joining in change.add_learners:
+                self.group.leave(joining)
+
+    def any_change(self, configuration: Configuration) -> Change:
+        """One or two members change, or one comes; possible or not."""
+        pick = self.random.choice
+        fate: dict[str, set[int]] = {"promote": set(), "demote": set(), "remove": set()}
+        if len(configuration.members) < MEMBERS_MAX and self.random.random() < 0.4:
+            self.newest += 1
+            return Change(add_learners=(self.newest,))
+        if configuration.learners and self.random.random() < 0.7:
+            fate["promote"].add(pick(configuration.learners))
+        for _ in range(pick([1, 1, 2]) if not fate["promote"] else pick([0, 1, 1])):
+            fate[pick(["demote", "remove"])].add(pick(configuration.members))
+        return Change(**{what: tuple(who) for what, who in fate.items()})
+
+    def throw_away(self) -> None:
+        """The disk of a replica whose removal is committed, or whose joining came to nothing."""
+        decided = self.oracle.configurations[-1][1].members
+        counted = [
+            self.group.raft(member).configuration.members
+            for member in decided
+            if member in self.group.replicas
+        ]
+        for replica in list(self.group):
+            name = replica.replica
+            if name not in decided and not any(name in members for members in counted):
+                self.group.leave(name)
+                return

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from cluster_core.config import RaftConfig
 from cluster_core.ports import Random
-from cluster_core.raft import Raft, Ready, Role
-from cluster_core.wire.messages import Entry, HardState, Message
+from cluster_core.raft import (
+    Configuration,
+    NotLeading,
+    Raft,
+    Ready,
+    Role,
+    SnapshotNeeded,
+    decode_configuration,
+)
+from cluster_core.wire.messages import CONFIGURATION, Entry, HardState, Message, SnapshotOffer
 
 GROUP = 7
 CONFIG = RaftConfig(heartbeat_ticks=1, election_ticks=10)
@@ -38,30 +47,87 @@ class FirstTimeout:
         return bytes(n)
 
 
+class Snapshot(NamedTuple):
+    """A state machine at an index; the state is everything that was applied."""
+
+    offer: SnapshotOffer
+    configuration: Configuration
+    state: tuple[Entry, ...]
+
+
+class Write(NamedTuple):
+    """One atomic write."""
+
+    entries: tuple[Entry, ...] = ()
+    hard_state: HardState | None = None
+    applied: int = 0
+    truncated: int = 0
+    snapshot: Snapshot | None = None
+
+
 class Image:
-    """What is on a disk."""
+    """What is on a disk: a log behind ``base`` (index and term), and a state machine."""
 
     def __init__(self, entries: Iterable[Entry] = (), term: int = 0) -> None:
+        self.base = (0, 0)
         self.entries = list(entries)
         self.hard_state = HardState(term or max([e.term for e in self.entries], default=0))
-        self.applied = 0
+        self.state: list[Entry] = []
+        self.configuration: Configuration | None = None
+
+    @property
+    def applied(self) -> int:
+        return len(self.state)
+
+    @applied.setter
+    def applied(self, index: int) -> None:
+        for place in range(len(self.state) - self.base[0], index - self.base[0]):
+            entry = self.entries[place]
+            self.state.append(entry)
+            if entry.kind == CONFIGURATION:
+                self.configuration = decode_configuration(entry.data)
+
+    @property
+    def last_index(self) -> int:
+        return self.base[0] + len(self.entries)
+
+    def at(self, index: int) -> Entry | None:
+        """The entry at ``index``: in the log, or applied before the log was dropped."""
+        if index <= self.base[0]:
+            return self.state[index - 1]
+        return self.entries[index - self.base[0] - 1] if index <= self.last_index else None
+
+    def term(self, index: int) -> int:
+        assert self.base[0] <= index <= self.last_index
+        return (
+            self.base[1] if index == self.base[0] else self.entries[index - self.base[0] - 1].term
+        )
 
     def copy(self) -> Image:
         other = Image(self.entries)
+        other.base = self.base
         other.hard_state = self.hard_state
-        other.applied = self.applied
+        other.state = list(self.state)
+        other.configuration = self.configuration
         return other
 
-    def write(self, entries: tuple[Entry, ...], hard_state: HardState | None, applied: int) -> None:
-        if entries:
-            del self.entries[entries[0].index - 1 :]
-            self.entries += entries
-        if hard_state is not None:
-            self.hard_state = hard_state
-        self.applied = max(self.applied, applied)
-        assert [entry.index for entry in self.entries[-3:]] == list(
-            range(len(self.entries) + 1)[-len(self.entries[-3:]) :] if self.entries else []
-        )
+    def write(self, write: Write) -> None:
+        if write.snapshot is not None:
+            offer, self.configuration, state = write.snapshot
+            self.base = (offer.index, offer.last_term)
+            self.entries = []
+            self.state = list(state)
+        if write.entries:
+            del self.entries[write.entries[0].index - self.base[0] - 1 :]
+            assert write.entries[0].index == self.last_index + 1, "never entry n+1 without n"
+            self.entries += write.entries
+        if write.hard_state is not None:
+            self.hard_state = write.hard_state
+        self.applied = write.applied
+        if write.truncated:
+            term = self.term(write.truncated)
+            del self.entries[: write.truncated - self.base[0]]
+            self.base = (write.truncated, term)
 
 
 class Disk:
@@ -70,39 +136,52 @@ class Disk:
     def __init__(self, image: Image) -> None:
         self.durable = image
         self.written = image.copy()
-        self.pending: deque[tuple[tuple[Entry, ...], HardState | None, int]] = deque()
+        self.pending: deque[Write] = deque()
         self.term_reads = 0
 
     def write(
         self, entries: tuple[Entry, ...] = (), hard_state: HardState | None = None, applied: int = 0
     ) -> None:
-        self.written.write(entries, hard_state, applied)
-        self.pending.append((entries, hard_state, applied))
+        self.put(Write(entries, hard_state, applied))
+
+    def put(self, write: Write) -> None:
+        self.written.write(write)
+        self.pending.append(write)
 
     def sync(self, writes: int) -> None:
         """The oldest ``writes`` become durable."""
         for _ in range(writes):
-            self.durable.write(*self.pending.popleft())
+            self.durable.write(self.pending.popleft())
 
     def first_index(self) -> int:
-        return 1
+        return self.written.base[0] + 1
 
     def last_index(self) -> int:
-        return len(self.written.entries)
+        return self.written.last_index
 
     def term(self, index: int) -> int:
         self.term_reads += 1
-        return self.written.entries[index - 1].term
+        return self.written.term(index)
 
     def entries(self, low: int, high: int, bytes_max: int) -> list[Entry]:
+        assert low >= self.first_index()
         found: list[Entry] = []
         size = 0
-        for entry in self.written.entries[low - 1 : high - 1]:
+        base = self.written.base[0]
+        for entry in self.written.entries[low - base - 1 : high - base - 1]:
             size += len(entry.data)
             if found and size > bytes_max:
                 break
             found.append(entry)
         return found
+
+
+class Outstanding(NamedTuple):
+    """What was written and is not durable yet, and what waits for it."""
+
+    writes: int
+    ready: Ready = Ready()
+    snapshot: Snapshot | None = None
 
 
 class Replica:
@@ -123,23 +202,27 @@ class Replica:
         self.config = config
         self.random = random or FirstTimeout(replica)
         self.on_ready: Callable[[Replica, Ready], None] = lambda _replica, _ready: None
+        self.on_restore: Callable[[Replica, Snapshot], None] = lambda _replica, _snapshot: None
+        self.starts = 0
         self.start(image or Image())
 
     def start(self, image: Image) -> None:
         """Start with what a disk holds."""
+        self.starts += 1
         self.disk = Disk(image)
         written = self.disk.written
-        self.applied = list(written.entries[: written.applied])
+        self.applied = list(written.state)
         """The state machine: everything applied, in order."""
-        self.outstanding: deque[tuple[Ready, int]] = deque()
-        """Readys that are not durable yet, each with the number of its writes."""
+        self.outstanding: deque[Outstanding] = deque()
         self.reads: dict[int, int] = {}
         self.reads_lost: list[int] = []
+        founded = self.replica in (*self.group.voters, *self.group.learners)
         self.raft = Raft(
             group=GROUP,
             replica=self.replica,
-            voters=self.group.voters,
-            learners=self.group.learners,
+            voters=self.group.voters if founded else (),
+            learners=self.group.learners if founded else (),
+            configuration=written.configuration,
             hard_state=written.hard_state,
             log=self.disk,
             applied=written.applied,
@@ -153,11 +236,14 @@ class Replica:
         self.start(self.disk.durable)
 
     def work(self) -> None:
-        """Handle Readys until there is none."""
-        while self.raft.has_ready() or self.raft.commit_untold:
+        """Handle Readys until there is none, and all is durable unless the disk is slow."""
+        while True:
             if self.raft.commit_untold:
                 self.raft.tell_commit()
-            self.take()
+            if self.raft.has_ready():
+                self.take()
+            elif self.slow or not self.outstanding:
+                return
             if not self.slow:
                 self.persist()
 
@@ -177,8 +263,39 @@ class Replica:
         for read in ready.reads:
             self.reads[read.context] = read.index
         self.reads_lost += ready.reads_lost
-        self.outstanding.append((ready, len(self.disk.pending) - before))
+        for needed in ready.snapshots:
+            self.group.transfers.append(Transfer(self.replica, needed))
+        self.outstanding.append(Outstanding(len(self.disk.pending) - before, ready))
         return ready
+
+    def truncate(self, keep_entries: int = 0, *, spare_followers: bool = True) -> int:
+        """Drop as much of the log as may go: the index up to which it did."""
+        point = self.raft.truncation_point(keep_entries, spare_followers=spare_followers)
+        if point >= self.raft.first_index:
+            self.disk.put(Write(truncated=point))
+            self.outstanding.append(Outstanding(1))
+            self.raft.truncated_to(point)
+        return point
+
+    def make_snapshot(self, target: int) -> Snapshot:
+        """What is applied now. Raises NotLeading."""
+        raft = self.raft
+        state = tuple(self.applied)
+        return Snapshot(raft.snapshot_offer(target), raft.applied_configuration, state)
+
+    def install(self, snapshot: Snapshot) -> bool:
+        """Take in what was received, as far as need not wait for the disk."""
+        if not self.raft.begin_restore(snapshot.offer):
+            return False
+        while self.raft.has_ready():
+            self.take()
+        self.replace(snapshot)
+        return True
+
+    def replace(self, snapshot: Snapshot) -> None:
+        """Everything at once, and when that is durable Raft hears of it."""
+        self.disk.put(Write(snapshot=snapshot))
+        self.outstanding.append(Outstanding(1, snapshot=snapshot))
 
     def persist(self, count: int | None = None, *, together: bool = False) -> None:
         """Make the ``count`` oldest outstanding Readys durable (all of them by default).
@@ -188,7 +305,7 @@ class Replica:
         last: Entry | None = None
         done: list[Message] = []
         for _ in range(len(self.outstanding) if count is None else count):
-            ready, writes = self.outstanding.popleft()
+            writes, ready, snapshot = self.outstanding.popleft()
             self.disk.sync(writes)
             last = ready.entries[-1] if ready.entries else last
             done += ready.messages_after_persist
@@ -196,6 +313,10 @@ class Replica:
                 self._durable(last, done)
                 last = None
                 done = []
+            if snapshot is not None:
+                self.on_restore(self, snapshot)
+                self.raft.restore(snapshot.configuration)
+                self.applied = list(snapshot.state)
         self._durable(last, done)
 
     def _durable(self, last: Entry | None, messages: list[Message]) -> None:
@@ -206,6 +327,20 @@ class Replica:
                 self.raft.step(message)
             else:
                 self.group.send(message)
+
+
+class Transfer:
+    """A snapshot on its way, out of band."""
+
+    def __init__(self, source: int, needed: SnapshotNeeded) -> None:
+        self.source = source
+        self.needed = needed
+        self.target = needed.target
+        self.snapshot: Snapshot | None = None
+        """Once it is made."""
+        self.accepted = 0
+        """Once the target has said that it wants it: which start of the target did."""
+        self.installing = False
 
 
 class Group:
@@ -223,6 +358,7 @@ class Group:
         self.voters = tuple(voters)
         self.learners = tuple(learners)
         self.network: list[Message] = []
+        self.transfers: list[Transfer] = []
         self.cut: set[tuple[int, int]] = set()
         """Links that lose everything."""
         self.replicas = {
@@ -248,6 +384,15 @@ class Group:
     def send(self, message: Message) -> None:
         self.network.append(message)
 
+    def join(self, replica: int) -> Replica:
+        """A new replica, with an empty disk, that knows nobody."""
+        self.replicas[replica] = Replica(replica, self)
+        return self.replicas[replica]
+
+    def leave(self, replica: int) -> None:
+        """It is gone, with its disk."""
+        del self.replicas[replica]
+
     def work(self) -> None:
         for replica in self:
             replica.work()
@@ -266,16 +411,62 @@ class Group:
         """Deliver what is on a link now, and handle what follows at the receivers."""
         taken = self.take(source, target)
         for message in taken:
-            if (message.source, message.target) not in self.cut:
+            if (message.source, message.target) not in self.cut and message.target in self.replicas:
                 self[message.target].raft.step(message)
                 self[message.target].work()
         return taken
+
+    def advance(self, transfer: Transfer) -> bool:
+        """Take a snapshot one step further; False while it waits for a disk."""
+        source = self.replicas.get(transfer.source)
+        target = self.replicas.get(transfer.target)
+        if source is None or target is None or (transfer.source, transfer.target) in self.cut:
+            self.end(transfer, finished=False)
+        elif transfer.snapshot is None:
+            self._make(transfer, source)
+        elif not transfer.accepted:
+            target.raft.step(transfer.snapshot.offer)
+            if target.raft.wants(transfer.snapshot.offer):
+                transfer.accepted = target.starts
+            else:
+                self.end(transfer, finished=False)
+        elif transfer.accepted != target.starts:
+            self.end(transfer, finished=False)
+        elif not transfer.installing:
+            transfer.installing = target.install(transfer.snapshot)
+            if not transfer.installing:
+                self.end(transfer, finished=False)
+        elif any(item.snapshot is transfer.snapshot for item in target.outstanding):
+            return False
+        else:
+            self.end(transfer, finished=True)
+        return True
+
+    def _make(self, transfer: Transfer, source: Replica) -> None:
+        try:
+            transfer.snapshot = source.make_snapshot(transfer.target)
+        except NotLeading:
+            self.end(transfer, finished=False)
+
+    def end(self, transfer: Transfer, *, finished: bool) -> None:
+        """It is over, and the source is told."""
+        self.transfers.remove(transfer)
+        source = self.replicas.get(transfer.source)
+        if source is None:
+            return
+        if finished:
+            assert transfer.snapshot is not None
+            source.raft.snapshot_finished(transfer.target, transfer.snapshot.offer.index)
+        else:
+            source.raft.snapshot_failed(transfer.target)
 
     def stabilize(self) -> None:
         """Deliver until nothing is on its way; 1,000 rounds are surely a loop."""
         for _ in range(1_000):
             self.work()
-            if not self.network:
+            moved = [self.advance(transfer) for transfer in list(self.transfers)]
+            self.work()
+            if not self.network and not any(moved):
                 return
             self.deliver()
         raise AssertionError("the group never comes to rest")
@@ -317,8 +508,8 @@ def log_of(terms: Iterable[int]) -> Image:
 
 
 def data_of(entries: Iterable[Entry]) -> list[bytes]:
-    """The proposals among ``entries``: without the leaders' empty ones."""
-    return [entry.data for entry in entries if entry.data]
+    """The proposals among ``entries``: without the leaders' own."""
+    return [entry.data for entry in entries if entry.data and not entry.kind]
 
 
 def terms_of(replica: Replica) -> list[int]:

@@ -17,8 +17,15 @@ can, and by default their disks are instant::
     slow 1                the disk of 1 keeps everything undurable until ``persist 1`` (or
                           ``persist 1 2``: the two oldest writes); ``fast 1`` ends it
     crash 1               loses what is not durable, starts again
+    truncate 1            drops the log as far as it may go; ``truncate 1 3 by-force``: but for the
+                          newest 3, and not waiting for followers
+    join 4                a replica with an empty disk that knows nobody
+    change 1 promote=4 remove=2,3    ``learn``, ``promote``, ``demote``, ``remove``
+    snapshot 1->2         carries a snapshot one step further: made and offered, received, taken in,
+                          reported; ``lose-snapshot 1->2`` ends it
     status                one line a replica
     log? 1                the terms of a log
+    members 1 2           the configuration that counts there
 
 Any command leaves no trace with ``quietly`` at its end. Replica *n* times out after 9 + n ticks.
 """
@@ -30,8 +37,16 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cluster_core.config import RaftConfig
-from cluster_core.raft import NotLeading, ProposalRefused, Ready
+from cluster_core.raft import (
+    Change,
+    Configuration,
+    NotLeading,
+    ProposalRefused,
+    Ready,
+    decode_configuration,
+)
 from cluster_core.wire.messages import (
+    CONFIGURATION,
     Append,
     AppendReply,
     Commit,
@@ -40,16 +55,24 @@ from cluster_core.wire.messages import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    SnapshotOffer,
     TimeoutNow,
     Vote,
     VoteReply,
 )
-from tests.cluster_core.raft.replicas import Group, Image, Replica, log_of, terms_of
+from tests.cluster_core.raft.replicas import Group, Image, Replica, Transfer, log_of, terms_of
 
 SETTINGS: Final = {
     "inflight": "inflight_messages_max",
     "append-bytes": "append_bytes_max",
     "uncommitted": "uncommitted_bytes_max",
+}
+
+CHANGES: Final = {
+    "learn": "add_learners",
+    "promote": "promote",
+    "demote": "demote",
+    "remove": "remove",
 }
 
 
@@ -179,7 +202,11 @@ class _Stage:
 
     def do_stabilize(self) -> None:
         self.group.work()
-        while self.group.network:
+        moved = True
+        while self.group.network or moved:
+            moves = [self.carry(transfer) for transfer in list(self.group.transfers)]
+            moved = any(moves)
+            self.group.work()
             self.losses(self.group.deliver())
 
     def do_slow(self, replica: str) -> None:
@@ -195,6 +222,53 @@ class _Stage:
     def do_crash(self, replica: str) -> None:
         self.group[int(replica)].crash()
 
+    def do_truncate(self, replica: str, keep: str = "0", force: str = "") -> None:
+        point = self.group[int(replica)].truncate(int(keep), spare_followers=not force)
+        self.trace.append(f"{replica} has dropped its log up to {point}")
+
+    def do_join(self, replica: str) -> None:
+        self.group.join(int(replica)).on_ready = self.tell
+
+    def do_change(self, replica: str, *words: str) -> None:
+        parts = {
+            CHANGES[key]: tuple(map(int, ids.split(",")))
+            for key, _, ids in (word.partition("=") for word in words)
+        }
+        try:
+            self.group.raft(int(replica)).propose_configuration(Change(**parts))
+        except ProposalRefused as refused:
+            self.trace.append(f"refused: {refused}")
+
+    def do_snapshot(self, link: str) -> None:
+        self.carry(self.transfer(link))
+
+    def do_lose_snapshot(self, link: str) -> None:
+        self.group.end(self.transfer(link), finished=False)
+
+    def transfer(self, link: str) -> Transfer:
+        for transfer in self.group.transfers:
+            if (transfer.source, transfer.target) == _link(link):
+                return transfer
+        raise AssertionError(f"no snapshot on its way: {link}")
+
+    def carry(self, transfer: Transfer) -> bool:
+        """One step of a snapshot, and what it was."""
+        way = f"{transfer.source}->{transfer.target} snapshot"
+        made, accepted, installing = transfer.snapshot, transfer.accepted, transfer.installing
+        moved = self.group.advance(transfer)
+        target = self.group[transfer.target]
+        if transfer.snapshot is not None and made is None:
+            self.trace.append(f"{way}: made, up to {_end_of(transfer.snapshot.offer)}")
+        elif transfer.accepted and not accepted:
+            self.trace.append(f"{way}: wanted")
+        elif transfer.installing and not installing:
+            configuration = describe_configuration(target.raft.configuration)
+            self.trace.append(f"{way}: {transfer.target} takes it in, instead of {configuration}")
+        elif moved:
+            state = "installed" if installing and accepted == target.starts else "failed"
+            self.trace.append(f"{way}: {state}")
+        return moved
+
     def do_status(self) -> None:
         for replica in self.group:
             raft = replica.raft
@@ -206,8 +280,15 @@ class _Stage:
 
     def do_log_of(self, *replicas: str) -> None:
         for replica in replicas:
-            terms = " ".join(str(term) for term in terms_of(self.group[int(replica)]))
-            self.trace.append(f"{replica} holds {terms}")
+            terms = "".join(f" {term}" for term in terms_of(self.group[int(replica)]))
+            base = self.group[int(replica)].disk.written.base[0]
+            behind = f" behind {base}:" if base else ""
+            self.trace.append(f"{replica} holds{behind}{terms}")
+
+    def do_members(self, *replicas: str) -> None:
+        for replica in replicas:
+            configuration = self.group.raft(int(replica)).configuration
+            self.trace.append(f"{replica} counts {describe_configuration(configuration)}")
 
     # -- Traces ----------------------------------------------------------------------------------
 
@@ -229,6 +310,10 @@ class _Stage:
         self.trace += map(describe, ready.messages)
         if ready.committed:
             self.trace.append(f"{name} applies {describe_entries(ready.committed)}")
+        self.trace += [
+            f"{name} is to bring {needed.target} a snapshot up to {needed.index}"
+            for needed in ready.snapshots
+        ]
         self.trace += [f"{name} serves read {read.context} at {read.index}" for read in ready.reads]
         self.trace += [f"{name} has lost read {context}" for context in ready.reads_lost]
         self.trace += [
@@ -248,9 +333,26 @@ def _link(link: str) -> tuple[int | None, int | None]:
 
 def describe_entries(entries: tuple[Entry, ...]) -> str:
     """Each entry as index/term and what it holds."""
-    return " ".join(
-        f"{e.index}/{e.term}:{_data(e.data)}" if e.data else f"{e.index}/{e.term}" for e in entries
-    )
+    return " ".join(map(_entry, entries))
+
+
+def _entry(entry: Entry) -> str:
+    name = f"{entry.index}/{entry.term}"
+    if entry.kind == CONFIGURATION:
+        return f"{name}:{describe_configuration(decode_configuration(entry.data))}"
+    return f"{name}:{_data(entry.data)}" if entry.data else name
+
+
+def describe_configuration(configuration: Configuration) -> str:
+    """``[1,2,4 and 1,2,3; learners 5]``: the new half first."""
+    halves = [",".join(map(str, half)) for half in (configuration.voters, configuration.outgoing)]
+    learners = ",".join(map(str, configuration.learners))
+    text = " and ".join(half for half in halves if half) or "nobody"
+    return f"[{text}; learners {learners}]" if learners else f"[{text}]"
+
+
+def _end_of(offer: SnapshotOffer) -> str:
+    return f"{offer.index}/{offer.last_term}"
 
 
 def _data(data: bytes) -> str:
@@ -286,6 +388,8 @@ def describe(message: Message) -> str:
             return way
         case Commit():
             return f"{way}: up to {message.commit}"
+        case SnapshotOffer():
+            return f"{way}: up to {_end_of(message)}"
 
 
 def _name(message: Message) -> str:

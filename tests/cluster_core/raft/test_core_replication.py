@@ -179,7 +179,7 @@ class TestCommitment:
         for n in range(3):
             raft.propose(b"%d" % n)
             group[1].take()
-        assert [len(ready.entries) for ready, _ in group[1].outstanding] == [1, 1, 1]
+        assert [len(item.ready.entries) for item in group[1].outstanding] == [1, 1, 1]
         group[1].persist(1)
         assert raft.commit == 2
         group[1].persist(2)
@@ -506,6 +506,6 @@ class TestCrash:
 
     def test_a_disk_that_applied_what_its_log_lacks_is_a_bug(self) -> None:
         image = Image()
-        image.applied = 1
+        image.state = [Entry(1, 1)]
         with pytest.raises(AssertionError):
             Group(images={1: image})
