@@ -20,6 +20,9 @@ __all__ = ["GroupTable", "Router", "confirm"]
 RETRY_DELAY_S = 0.02
 """Between two tries to reach a leader; an election takes tens of milliseconds."""
 
+ANNOUNCE_AGAIN = 8
+"""Every so many announcements say everything again: about every two seconds."""
+
 
 class GroupTable(msgspec.Struct, frozen=True):
     """Where the replicas of one group live. ``members`` is in the order of preference to lead."""
@@ -39,6 +42,7 @@ class Router:
         self.tables = tables
         self._hints: dict[GroupId, NodeId] = {}
         self._announced: dict[NodeId, frozenset[GroupId]] = {}
+        self._announcements = 0
         mesh.handle("leader_of", self._serve_leader_of)
         mesh.handle("leading", self._serve_leading)
 
@@ -120,7 +124,11 @@ class Router:
         await asyncio.sleep(min(RETRY_DELAY_S, remaining))
 
     def announce(self) -> None:
-        """Tell nodes without replicas of some groups what is led here, where that has changed."""
+        """Tell nodes without replicas of some groups what is led here: when that has changed, and
+        now and then all the same, since what is told may be lost."""
+        self._announcements += 1
+        if self._announcements % ANNOUNCE_AGAIN == 0:
+            self._announced.clear()
         led = frozenset(
             group for group, replica in self.host.replicas.items() if replica.evaluation is not None
         )
