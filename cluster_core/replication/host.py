@@ -168,16 +168,23 @@ class ReplicationHost:
         """Raft messages from ``peer``; those between replicas that are not here are dropped."""
         if self.storage_error is not None:
             return
+        covered = self._clock.is_covered(self._clock.latest)
+        outbox: dict[NodeId, list[Message]] = {}
         with self._fatal("a Raft message"):
             for message in messages:
                 replica = self.replicas.get(message.group)
                 if replica is None or replica.members.get(message.source) != peer:
                     continue
                 replica.raft.step(message)
+                if covered and not replica.dirty:
+                    self._route(replica, replica.raft.take_replies(), outbox)
                 if not replica.dirty and replica.raft.has_ready():
                     self.mark(replica)
                 elif replica.raft.commit_untold:
                     self._tell_soon(replica)
+        if self.storage_error is None:
+            for node, replies in outbox.items():
+                self._send(node, replies)
 
     def on_peer_down(self, peer: NodeId) -> None:
         """The stream broke: groups led there campaign soon, not after an election timeout."""
