@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations, pairwise
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,6 +115,11 @@ def test_an_entry_holds_the_whole_configuration(change: Change) -> None:
     if not unfit(OLD, change):
         configuration = changed(OLD, change)
         assert decode_configuration(encode_configuration(configuration)) == configuration
+
+
+def test_an_entry_of_before_there_were_kinds_is_data() -> None:
+    old = msgspec.msgpack.encode((1, 2, b"x"))
+    assert msgspec.msgpack.decode(old, type=Entry) == Entry(1, 2, b"x", 0)
 
 
 class TestTheConfigurationsOfALog:

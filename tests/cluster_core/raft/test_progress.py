@@ -154,3 +154,63 @@ def test_a_probe_that_is_unanswered_for_a_whole_heartbeat_is_sent_again() -> Non
     made.beat()
     assert made.answered_beat()
     assert not made.probe_sent
+
+
+class TestWaitingForASnapshot:
+    """§7"""
+
+    def waiting(self) -> Progress:
+        made = replicating(5)
+        made.sent(9, 10, 5)
+        made.become_snapshot(20)
+        return made
+
+    def test_nothing_is_on_its_way_and_the_next_entry_is_the_one_behind_it(self) -> None:
+        made = self.waiting()
+        assert (made.state, made.match, made.next) == (ProgressState.SNAPSHOT, 5, 21)
+        assert len(made.inflights) == 0
+        with pytest.raises(AssertionError):
+            made.sent(21, 10, 5)
+
+    def test_the_snapshot_or_a_later_one_starts_replication_behind_it(self) -> None:
+        for index in (20, 23):
+            made = self.waiting()
+            assert made.acked(index)
+            assert (made.state, made.next) == (ProgressState.REPLICATE, index + 1)
+
+    def test_an_acknowledgement_of_less_is_noted_and_does_not_end_it(self) -> None:
+        made = self.waiting()
+        assert made.acked(9)
+        assert not made.acked(9)
+        assert (made.state, made.match, made.next) == (ProgressState.SNAPSHOT, 9, 21)
+
+    def test_rejections_and_heartbeats_do_not_end_it(self) -> None:
+        made = self.waiting()
+        assert not made.rejected(8, hint=5)
+        made.beat()
+        assert not made.answered_beat()
+        assert made.state is ProgressState.SNAPSHOT
+
+    def test_after_a_failure_it_is_probed_when_it_has_answered_a_heartbeat(self) -> None:
+        made = self.waiting()
+        made.snapshot_failed()
+        assert (made.state, made.next) == (ProgressState.PROBE, 6)
+        assert not made.answered_beat()
+        made.beat()
+        assert made.answered_beat()
+
+    def test_a_failure_after_it_has_arrived_is_no_news(self) -> None:
+        made = self.waiting()
+        made.acked(20)
+        made.snapshot_failed()
+        assert made.state is ProgressState.REPLICATE
+
+
+def test_a_peer_is_live_for_one_period_after_the_one_in_which_it_answered() -> None:
+    made = progress()
+    assert not made.is_live
+    made.recent_active = True
+    made.end_period()
+    assert made.is_live
+    made.end_period()
+    assert not made.is_live

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster_core.raft.log import RaftLog, entry_bytes
 from cluster_core.wire.messages import Entry
-from tests.cluster_core.raft.replicas import Disk, log_of
+from tests.cluster_core.raft.replicas import Disk, Write, log_of
 
 
 def entries(first: int, *terms: int) -> tuple[Entry, ...]:
@@ -265,3 +265,65 @@ def test_the_window_and_the_store_never_disagree_with_a_plain_list(data: st.Data
             low = data.draw(st.integers(1, len(model)))
             got = log.entries(low, len(model) + 1, 1 << 20)
             assert list(got) == model[low - 1 : low - 1 + len(got)]
+
+
+class TestATruncatedLog:
+    """§7"""
+
+    def truncated(self, *terms: int, applied: int, to: int) -> tuple[RaftLog, Disk]:
+        log, disk = log_with(*terms, applied=applied)
+        disk.put(Write(applied=applied, truncated=to))
+        log.truncated_to(to)
+        return log, disk
+
+    def test_the_term_before_the_first_entry_is_still_known(self) -> None:
+        log, _ = self.truncated(1, 2, 2, 3, applied=3, to=2)
+        assert (log.first_index, log.term(2), log.matches(2, 2)) == (3, 2, True)
+
+    def test_it_can_be_empty(self) -> None:
+        log, disk = self.truncated(1, 2, applied=2, to=2)
+        again = RaftLog(disk, 2, 0)
+        assert (again.first_index, again.last_index, again.last_term) == (3, 2, 2)
+        assert again.try_append(2, 2, entries(3, 4))
+        log.append(Entry(4, 3, b"x"))
+        assert log.term(3) == again.term(3) == 4
+
+    @pytest.mark.parametrize("index", [3, 5])
+    def test_what_is_not_applied_or_not_there_stays(self, index: int) -> None:
+        log, _ = log_with(1, 1, 1, applied=2)
+        with pytest.raises(AssertionError):
+            log.truncated_to(index)
+
+    def test_a_search_ends_before_the_first_entry(self) -> None:
+        log, _ = self.truncated(1, 1, 4, 4, 5, applied=3, to=3)
+        assert log.last_at_most(5, 4) == 4
+        assert log.last_at_most(5, 2) == 3
+        assert log.last_at_most(2, 2) == 2, "it is dropped, and cannot be told apart"
+
+
+class TestRestoring:
+    """§7"""
+
+    def test_nothing_of_the_old_log_is_left(self) -> None:
+        log, disk = log_with(1, 1, 2, 2)
+        disk.written.base = (6, 3)
+        disk.written.entries = []
+        log.restore(6, 3)
+        assert (log.first_index, log.last_index, log.last_term) == (7, 6, 3)
+        assert (log.persisted, log.committed, log.applied) == (6, 6, 6)
+        assert not log.has_unwritten
+        assert not log.has_unapplied
+        assert log.matches(6, 3)
+
+    def test_it_never_goes_back(self) -> None:
+        log, _ = log_with(1, 1, 1)
+        log.commit_to(2)
+        log.take_committed(1 << 20)
+        with pytest.raises(AssertionError, match="never goes back"):
+            log.restore(2, 1)
+
+    def test_what_was_not_handed_out_must_be_first(self) -> None:
+        log, _ = log_with(1)
+        log.append(Entry(2, 2, b"x"))
+        with pytest.raises(AssertionError, match="handed out before"):
+            log.restore(5, 3)
