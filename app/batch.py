@@ -38,22 +38,22 @@ class Malformed(NamedTuple):
 Line = BatchOperation | Malformed
 
 
-def read_json_batch(body: bytes, operations_max: int) -> Sequence[Line]:
+def read_json_batch(body: bytes, operations_max: int, *, what: str = "batch") -> Sequence[Line]:
     """The operations of ``{"operations": […]}``; one by one where some are malformed."""
     try:
         request = BATCH.validate_json(body)
         request.refuse_unknown()
         lines: Sequence[Line] = request.operations
     except ValidationError as error:
-        lines = _one_by_one(body, error, operations_max)
-    _check_count(len(lines), operations_max)
+        lines = _one_by_one(body, error, operations_max, what)
+    _check_count(len(lines), operations_max, what)
     keys = 1 + sum(keys_of(line) for line in lines if not isinstance(line, Malformed))
     if keys != body.count(b":"):
         refuse_repeated_keys(body)
     return lines
 
 
-def _one_by_one(body: bytes, error: ValidationError, operations_max: int) -> list[Line]:
+def _one_by_one(body: bytes, error: ValidationError, operations_max: int, what: str) -> list[Line]:
     if error.errors(include_url=False)[0]["type"] == "json_invalid":
         raise invalid_body(error, body) from None
     document = from_json(body)
@@ -61,7 +61,7 @@ def _one_by_one(body: bytes, error: ValidationError, operations_max: int) -> lis
         raise invalid_body(error, body) from None
     if not isinstance(document["operations"], list):
         raise invalid_body(error, body) from None
-    _check_count(len(document["operations"]), operations_max)
+    _check_count(len(document["operations"]), operations_max, what)
     return [_line(to_json(item, inf_nan_mode="constants")) for item in document["operations"]]
 
 
@@ -97,9 +97,9 @@ def _ref_of(text: bytes) -> str | None:
     return ref if isinstance(ref, str) else None
 
 
-def _check_count(count: int, operations_max: int) -> None:
+def _check_count(count: int, operations_max: int, what: str = "batch") -> None:
     if count > operations_max:
-        detail = f"A batch may have {operations_max} operations, this has {count}"
+        detail = f"A {what} may have {operations_max} operations, this has {count}"
         raise TooLarge(detail, limit=operations_max)
 
 

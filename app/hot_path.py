@@ -26,7 +26,7 @@ from app.metrics import Metrics
 from app.ports import Database
 from app.problems import Answer, ClientGone, error_answer, invalid, invalid_body
 from app.reading import read_entity, timeout_of
-from app.rendering import batch_answer, operation_answer, query_answer
+from app.rendering import batch_answer, operation_answer, query_answer, transaction_answer
 from app.requests import (
     JSON,
     NDJSON,
@@ -39,21 +39,36 @@ from app.requests import (
     read_body,
     session_of,
 )
-from app.schemas.operations import OPERATION, BatchParameters, WriteParameters
+from app.schemas.operations import (
+    OPERATION,
+    BatchParameters,
+    TransactionParameters,
+    WriteParameters,
+)
 from app.schemas.queries import QUERY_REQUEST, QueryRequest
 from app.schemas.reads import NodeParameters, NoParameters
+from app.transactions import read_transaction
 from cluster_core.graph.cid import parse_cid
 from cluster_core.graph.entities import Vertex
 from cluster_core.graph.operations import CreateEdge, CreateNode, Operation
 from cluster_core.hlc import parse_timestamp
 
-__all__ = ["BATCH_PATH", "NODE_PREFIX", "OPERATIONS_PATH", "QUERY_PATH", "HotPath", "HotRoute"]
+__all__ = [
+    "BATCH_PATH",
+    "NODE_PREFIX",
+    "OPERATIONS_PATH",
+    "QUERY_PATH",
+    "TRANSACTIONS_PATH",
+    "HotPath",
+    "HotRoute",
+]
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 Answering = Callable[[Scope, Receive], Coroutine[Any, Any, Answer]]
 
 OPERATIONS_PATH: Final = "/v1/operations"
 BATCH_PATH: Final = "/v1/operations/batch"
+TRANSACTIONS_PATH: Final = "/v1/transactions"
 QUERY_PATH: Final = "/v1/query"
 NODE_PREFIX: Final = "/v1/nodes/"
 
@@ -61,6 +76,7 @@ _JSON_ONLY: Final = frozenset({JSON})
 _JSON_OR_LINES: Final = frozenset({JSON, NDJSON})
 _WRITE_DEFAULTS: Final = WriteParameters()
 _BATCH_DEFAULTS: Final = BatchParameters()
+_TRANSACTION_DEFAULTS: Final = TransactionParameters()
 _READ_DEFAULTS: Final = NodeParameters()
 
 QUERY_BYTES_MAX: Final = 2 << 20
@@ -85,16 +101,19 @@ class HotPath:
         self._forward_default = forward_default
         operation = self._bare(OPERATIONS_PATH, "POST", self._operation)
         batch = self._bare(BATCH_PATH, "POST", self._batch)
+        transaction = self._bare(TRANSACTIONS_PATH, "POST", self._transaction)
         query = self._bare(QUERY_PATH, "POST", self._query)
         self.node = self._bare(NODE_PREFIX + "{cid}", "GET", self._node)
         self.by_method_and_path: Final[dict[tuple[str, str], Handler]] = {
             ("POST", OPERATIONS_PATH): operation,
             ("POST", BATCH_PATH): batch,
+            ("POST", TRANSACTIONS_PATH): transaction,
             ("POST", QUERY_PATH): query,
         }
         self.by_route: Final[dict[str, Handler]] = {
             OPERATIONS_PATH: operation,
             BATCH_PATH: batch,
+            TRANSACTIONS_PATH: transaction,
             QUERY_PATH: query,
             NODE_PREFIX + "{cid}": self.node,
         }
@@ -166,6 +185,28 @@ class HotPath:
         )
         await asyncio.sleep(0)
         return batch_answer(batch.results(tried))
+
+    async def _transaction(self, scope: Scope, receive: Receive) -> Answer:
+        headers = headers_of(scope)
+        media_type_of(headers, _JSON_ONLY)
+        query_string = scope["query_string"]
+        parameters = (
+            parameters_of(query_string, TransactionParameters)
+            if query_string
+            else _TRANSACTION_DEFAULTS
+        )
+        if b"if-match" in headers:
+            raise invalid("header.if-match", "a transaction has if_version in its operations")
+        idempotency_key = idempotency_key_of(headers)
+        timeout_ms = timeout_of(parameters.timeout_ms, self._limits)
+        body = await read_body(receive, headers, self._limits.body_bytes_max)
+        result = await self._database.execute_transaction(
+            read_transaction(body, self._limits.transaction_operations_max),
+            idempotency_key=idempotency_key,
+            principal=PRINCIPAL,
+            timeout_ms=timeout_ms,
+        )
+        return transaction_answer(result)
 
     async def _query(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)

@@ -26,7 +26,15 @@ from app.metrics import Metrics
 from app.ports import Database
 from app.problems import MethodNotAllowed, error_answer, invalid_framework_request
 from app.rendering import NO_STORE, as_response, json_answer
-from app.routes import entities, events, operations, partitions, queries, status
+from app.routes import (
+    entities,
+    events,
+    operations,
+    partitions,
+    queries,
+    status,
+    transactions,
+)
 from app.schemas.status import Root
 from cluster_core.errors import KotobaError, NotFound
 
@@ -96,6 +104,7 @@ def create_api() -> FastAPI:
     )
     for router in (
         operations.router,
+        transactions.router,
         queries.router,
         entities.hot_router,
         entities.router,

@@ -8,7 +8,12 @@ from typing import Literal, Protocol
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import KotobaError
 from cluster_core.events import Event
-from cluster_core.graph.operations import BatchOperation, Operation, OperationResult
+from cluster_core.graph.operations import (
+    BatchOperation,
+    Operation,
+    OperationResult,
+    TransactionResult,
+)
 from cluster_core.query.plan import Query
 from cluster_core.query.results import QueryResult
 from cluster_core.status import ClusterStatus, HealthStatus, PartitionStatus, ReadyStatus
@@ -57,6 +62,17 @@ class Database(Protocol):
         principal: str = "",
         timeout_ms: int | None = None,
     ) -> list[OperationResult | KotobaError]: ...
+
+    async def execute_transaction(
+        self,
+        operations: Sequence[BatchOperation],
+        *,
+        idempotency_key: str | None = None,
+        principal: str = "",
+        timeout_ms: int | None = None,
+    ) -> TransactionResult:
+        """Raises the error of the first operation that failed, with its ``index``."""
+        ...
 
     async def execute_query(
         self,

@@ -16,7 +16,7 @@ from app.schemas.values import written_properties
 from cluster_core.errors import KotobaError
 from cluster_core.graph.cid import cid_text
 from cluster_core.graph.entities import Edge, Vertex
-from cluster_core.graph.operations import OperationResult
+from cluster_core.graph.operations import OperationResult, TransactionResult
 from cluster_core.graph.values import value_to_json
 from cluster_core.hlc import format_timestamp
 from cluster_core.query.results import (
@@ -43,6 +43,7 @@ __all__ = [
     "node_json",
     "operation_answer",
     "query_answer",
+    "transaction_answer",
 ]
 
 NO_STORE: Final = (b"cache-control", b"no-store")
@@ -97,14 +98,27 @@ def batch_answer(results: Sequence[OperationResult | KotobaError]) -> Answer:
     return json_answer(document, *([_session(max(done))] if done else []))
 
 
+def transaction_answer(result: TransactionResult) -> Answer:
+    """What each operation of a transaction did, and when all of them happened."""
+    document = {
+        "results": [_result_json(one) for one in result.results],
+        "timestamp": format_timestamp(result.timestamp),
+    }
+    return json_answer(document, _session(result.timestamp))
+
+
+def _result_json(result: OperationResult) -> dict[str, Any]:
+    return {
+        "cid": cid_text(result.digest),
+        "version": cid_text(result.version),
+        "partition": result.partition,
+        "timestamp": format_timestamp(result.timestamp),
+    }
+
+
 def _batch_result(result: OperationResult | KotobaError) -> dict[str, Any]:
     if isinstance(result, OperationResult):
-        return {
-            "cid": cid_text(result.digest),
-            "version": cid_text(result.version),
-            "partition": result.partition,
-            "timestamp": format_timestamp(result.timestamp),
-        }
+        return _result_json(result)
     return {"error": problem_document(presentable(result, doing="executing a batch"))}
 
 

@@ -29,12 +29,16 @@ __all__ = [
     "BATCH_OPERATION",
     "EXAMPLES",
     "OPERATION",
+    "TRANSACTION_EXAMPLES",
     "BatchAnswer",
     "BatchOperation",
     "BatchParameters",
     "BatchRequest",
     "Operation",
     "OperationAnswer",
+    "TransactionAnswer",
+    "TransactionParameters",
+    "TransactionRequest",
     "WriteParameters",
 ]
 
@@ -239,6 +243,10 @@ class BatchRequest(RequestModel):
     operations: Annotated[list[BatchOperation], Field(fail_fast=True)]
 
 
+class TransactionRequest(BatchRequest):
+    """Operations that are executed together or not at all."""
+
+
 BATCH: TypeAdapter[BatchRequest] = TypeAdapter(BatchRequest)
 BATCH_OPERATION: TypeAdapter[BatchOperation] = TypeAdapter(BatchOperation)
 
@@ -251,6 +259,12 @@ TimeoutMs = Annotated[
         description="After this time the answer is `timeout`; at most 60,000 by default.",
     ),
 ]
+
+
+class TransactionParameters(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    timeout_ms: TimeoutMs = None
 
 
 class BatchParameters(BaseModel):
@@ -304,6 +318,40 @@ class BatchAnswer(AnswerModel):
     succeeded: int
     failed: int
 
+
+class TransactionAnswer(AnswerModel):
+    """One result for each operation, in order; all were written at ``timestamp``."""
+
+    results: list[OperationAnswer]
+    timestamp: TimestampText
+
+
+TRANSACTION_EXAMPLES: dict[str, Any] = {
+    "create": {
+        "summary": "Two nodes and an edge",
+        "value": {
+            "operations": [
+                {"op": "create_node", "ref": "a", "labels": ["Person"]},
+                {"op": "create_node", "ref": "b", "labels": ["Person"]},
+                {"op": "create_edge", "label": "KNOWS", "source_cid": "$a", "target_cid": "$b"},
+            ]
+        },
+    },
+    "guarded": {
+        "summary": "Change one node if another is still what was read",
+        "value": {
+            "operations": [
+                {"op": "update_node", "cid": CID_EXAMPLE, "if_version": VERSION_EXAMPLE},
+                {
+                    "op": "update_node",
+                    "cid": VERSION_EXAMPLE,
+                    "properties": {"balance": 70},
+                    "if_version": VERSION_EXAMPLE,
+                },
+            ]
+        },
+    },
+}
 
 EXAMPLES: dict[str, Any] = {
     "create_node": {

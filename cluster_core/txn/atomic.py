@@ -146,6 +146,7 @@ class AtomicExecutor:
                 return self._repeated(item, entry, evaluation, replica)
             if replica.dedupe_full:
                 raise Overloaded("too many Idempotency-Keys are remembered; try again later")
+        replica.require_room()
         for want in looks:
             if want.group == replica.group:
                 shown[want.group] = self._participant.show(want)

@@ -17,6 +17,7 @@ from cluster_core.graph.operations import (
     CreateNode,
     Operation,
     OperationResult,
+    TransactionResult,
 )
 from cluster_core.query.plan import Get, Query
 from cluster_core.query.results import QueryResult, Row, Statistics
@@ -131,6 +132,15 @@ class FakeDatabase:
             if isinstance(results[-1], KotobaError) and item.ref is not None:
                 failed.add(item.ref)
         return results
+
+    async def execute_transaction(
+        self, operations: Sequence[BatchOperation], **how: Any
+    ) -> TransactionResult:
+        self._note(list(operations), **how)
+        for index, error in sorted(self.failing.items()):
+            error.extra["index"] = index
+            raise error
+        return TransactionResult([self._result(one.operation) for one in operations], TIMESTAMP)
 
     def _result(self, operation: Operation) -> OperationResult:
         created = isinstance(operation, CreateNode | CreateEdge)

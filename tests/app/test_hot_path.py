@@ -28,6 +28,7 @@ def body(content: bytes, *, more: bool = False) -> dict[str, Any]:
         ("POST", "/v1/operations", CREATE),
         ("POST", "/v1/operations", b"{"),
         ("POST", "/v1/operations/batch", b'{"operations": [{"op": "create_node"}]}'),
+        ("POST", "/v1/transactions", b'{"operations": [{"op": "create_node"}]}'),
         ("POST", "/v1/query", b'{"query": {"kind": "find_nodes"}}'),
         ("POST", "/v1/query", b'{"query": {"kind": "nothing"}}'),
         ("GET", NODE, b""),

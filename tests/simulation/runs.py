@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tests.simulation.bank import Bank, Teller
 from tests.simulation.chaos import Chaos
 from tests.simulation.linearizability import check
 from tests.simulation.models import EntityModel
@@ -28,6 +29,7 @@ class Run:
 
     world: World
     history: History
+    bank: Bank
 
     @property
     def summary(self) -> str:
@@ -36,7 +38,8 @@ class Run:
         return (
             f"seed {self.world.seed}: {self.world.loop.time():.0f} s of virtual time, "
             f"{len(events)} operations, {unknown} of unknown outcome, "
-            f"{len(self.history.acknowledged)} writes acknowledged"
+            f"{len(self.history.acknowledged)} writes acknowledged, "
+            f"{len(self.bank.transactions)} transactions"
         )
 
 
@@ -46,6 +49,7 @@ def run(
     nodes: int = 3,
     seconds: float = 15.0,
     clients: int = 6,
+    tellers: int = 2,
     chaos: bool = True,
     pace: float = 1.0,
 ) -> Run:
@@ -53,18 +57,28 @@ def run(
 
     With more ``nodes`` than a partition has replicas, no node has all of them.
     """
-    history = History()
+    banks: list[Bank] = []
     worlds: list[World] = []
+    history = History()
 
     async def scenario(world: World) -> None:
         worlds.append(world)
-        await _live(world, history, seconds=seconds, clients=clients, chaos=chaos, pace=pace)
+        banks.append(Bank(world, history))
+        await _live(
+            banks[0],
+            seconds=seconds,
+            clients=clients,
+            tellers=tellers,
+            chaos=chaos,
+            pace=pace,
+        )
 
     try:
         world = simulate(seed, scenario, nodes=nodes)
         assert not world.failures, "\n".join(world.failures)
         result = check(history.with_cascades(), EntityModel())
         assert result.ok, result.report
+        banks[0].check()
     except Exception as error:
         tail = "\n".join(worlds[0].trace[-_TRACE_LINES:]) if worlds else ""
         where = "".join(traceback.format_tb(error.__traceback__)[-2:])
@@ -74,38 +88,49 @@ def run(
             f"--seconds {seconds:g} --pace {pace:g}\n"
             f"the end of its trace:\n{tail}"
         ) from error
-    return Run(world, history)
+    return Run(world, history, banks[0])
 
 
 async def _live(
-    world: World, history: History, *, seconds: float, clients: int, chaos: bool, pace: float
+    bank: Bank, *, seconds: float, clients: int, tellers: int, chaos: bool, pace: float
 ) -> None:
+    world, history = bank.world, bank.history
     watch = Watch(world)
     world.start_all()
     await world.until_ready()
+    if tellers:
+        await Teller(bank, "founder", attempts=20).open_accounts()
     until = world.loop.time() + seconds
     trouble = Chaos(world, pace=pace)
     workers = [
         Client(world, history, f"client{number}", home=world.nodes[number % len(world.nodes)])
         for number in range(1, clients + 1)
     ]
+    workers += [
+        Teller(bank, f"teller{number}", home=world.nodes[number % len(world.nodes)])
+        for number in range(1, tellers + 1)
+    ]
     tasks: list[Coroutine[Any, Any, None]] = [worker.run(until) for worker in workers]
     if chaos:
         tasks.append(trouble.run(until))
     await asyncio.gather(*tasks)
     await trouble.end()
-    await _recover(world, history, watch)
+    await _recover(bank, watch)
     watch.at_rest(history)
 
 
-async def _recover(world: World, history: History, watch: Watch) -> None:
+async def _recover(bank: Bank, watch: Watch) -> None:
     """Liveness: without faults, every node is ready and serves reads of everything, and writes."""
+    world, history = bank.world, bank.history
     await world.until_ready(_RECOVERY_S)
     client = Client(world, history, "auditor", attempts=30)
     deadline = world.loop.time() + _RECOVERY_S
     for entity in list(history.entities):
         for node in world.nodes:
             assert await client.read(entity, node), f"{node.name} does not answer a strong read"
+    if bank.accounts:
+        for node in world.nodes:
+            await Teller(bank, "supervisor", attempts=30).audit(node=node)
     for _ in world.nodes:
         assert await client.create_vertex() is not None, "no write is acknowledged"
     assert world.loop.time() < deadline, "the cluster is slow without any fault"
