@@ -162,3 +162,27 @@ def test_a_confirmed_read_survives_the_loss_of_leadership() -> None:
     ready = group[1].take()
     assert ready.reads == (ReadState(1, 1),)
     assert ready.reads_lost == ()
+
+
+class TestReplies:
+    """A heartbeat that changes nothing is answered without a Ready."""
+
+    def test_the_answer_to_a_heartbeat_is_all_that_is_due(self) -> None:
+        group = Group()
+        group.elect(1)
+        follower = group.raft(2)
+        follower.step(Heartbeat(GROUP, 1, 2, follower.term, follower.commit, 9))
+        assert follower.take_replies() == (HeartbeatReply(GROUP, 2, 1, follower.term, 9),)
+        assert not follower.has_ready()
+        assert follower.take_replies() == ()
+
+    def test_with_anything_else_due_it_waits_for_the_ready(self) -> None:
+        group = Group()
+        group.elect(1)
+        follower = group.raft(2)
+        term = follower.term + 1
+        follower.step(Heartbeat(GROUP, 1, 2, term, follower.commit, 9))
+        assert follower.take_replies() == ()
+        ready = follower.ready()
+        assert ready.hard_state is not None
+        assert ready.messages == (HeartbeatReply(GROUP, 2, 1, term, 9),)
