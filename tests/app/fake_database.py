@@ -143,9 +143,9 @@ class FakeDatabase:
         return TransactionResult([self._result(one.operation) for one in operations], TIMESTAMP)
 
     def _result(self, operation: Operation) -> OperationResult:
-        created = isinstance(operation, CreateNode | CreateEdge)
-        digest = digest_of("new") if created else operation.digest
-        return OperationResult(digest, digest_of("version"), 17, TIMESTAMP, created)
+        if isinstance(operation, CreateNode | CreateEdge):
+            return OperationResult(digest_of("new"), digest_of("version"), 17, TIMESTAMP, True)
+        return OperationResult(operation.digest, digest_of("version"), 17, TIMESTAMP, False)
 
     async def execute_query(self, query: Query, **how: Any) -> QueryResult:
         self._note(query, **how)
