@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from tests.simulation.world import RESERVE_BYTES, SimNode, World
 
@@ -18,12 +19,13 @@ class Chaos:
     and nothing else may be lost by it.
     """
 
-    def __init__(self, world: World, *, pace: float = 1.0):
+    def __init__(self, world: World, *, pace: float = 1.0, only: str | None = None):
+        """``only`` restricts it to one kind of fault, for looking at that kind closely."""
         self.world = world
         self.pace = pace
         self.random = random.Random(f"{world.seed}/chaos")
         self._under_way: set[asyncio.Task[None]] = set()
-        self._faults: list[Callable[[], Awaitable[None]]] = [
+        self._faults: list[Callable[[], Coroutine[Any, Any, None]]] = [
             self._crash,
             self._crash,
             self._crash_all,
@@ -40,6 +42,9 @@ class Chaos:
             self._fill_disk,
             self._jump_clock,
         ]
+        if only is not None:
+            self._faults = [fault for fault in self._faults if fault.__name__ == f"_{only}"]
+            assert self._faults, f"no such fault: {only}"
 
     async def run(self, until: float) -> None:
         while True:

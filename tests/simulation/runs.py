@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from tests.simulation.bank import Bank, Teller
 from tests.simulation.chaos import Chaos
+from tests.simulation.librarian import Librarian
 from tests.simulation.linearizability import check
 from tests.simulation.models import EntityModel
 from tests.simulation.watch import Watch
@@ -52,10 +53,12 @@ def run(
     tellers: int = 2,
     chaos: bool = True,
     pace: float = 1.0,
+    only: str | None = None,
 ) -> Run:
     """Run ``seed``. Raises an AssertionError that begins with the seed when anything is wrong.
 
-    With more ``nodes`` than a partition has replicas, no node has all of them.
+    With more ``nodes`` than a partition has replicas, no node has all of them. ``only`` names the
+    one kind of fault that is wanted (``chaos.py``).
     """
     banks: list[Bank] = []
     worlds: list[World] = []
@@ -63,15 +66,9 @@ def run(
 
     async def scenario(world: World) -> None:
         worlds.append(world)
+        trouble = Chaos(world, pace=pace, only=only) if chaos else None
         banks.append(Bank(world, history))
-        await _live(
-            banks[0],
-            seconds=seconds,
-            clients=clients,
-            tellers=tellers,
-            chaos=chaos,
-            pace=pace,
-        )
+        await _live(banks[0], trouble, seconds=seconds, clients=clients, tellers=tellers)
 
     try:
         world = simulate(seed, scenario, nodes=nodes)
@@ -92,7 +89,7 @@ def run(
 
 
 async def _live(
-    bank: Bank, *, seconds: float, clients: int, tellers: int, chaos: bool, pace: float
+    bank: Bank, trouble: Chaos | None, *, seconds: float, clients: int, tellers: int
 ) -> None:
     world, history = bank.world, bank.history
     watch = Watch(world)
@@ -101,7 +98,6 @@ async def _live(
     if tellers:
         await Teller(bank, "founder", attempts=20).open_accounts()
     until = world.loop.time() + seconds
-    trouble = Chaos(world, pace=pace)
     workers = [
         Client(world, history, f"client{number}", home=world.nodes[number % len(world.nodes)])
         for number in range(1, clients + 1)
@@ -110,11 +106,13 @@ async def _live(
         Teller(bank, f"teller{number}", home=world.nodes[number % len(world.nodes)])
         for number in range(1, tellers + 1)
     ]
+    workers.append(Librarian(world, history, "librarian", home=world.random.choice(world.nodes)))
     tasks: list[Coroutine[Any, Any, None]] = [worker.run(until) for worker in workers]
-    if chaos:
+    if trouble is not None:
         tasks.append(trouble.run(until))
     await asyncio.gather(*tasks)
-    await trouble.end()
+    if trouble is not None:
+        await trouble.end()
     await _recover(bank, watch)
     watch.at_rest(history)
 
@@ -134,4 +132,5 @@ async def _recover(bank: Bank, watch: Watch) -> None:
     for _ in world.nodes:
         assert await client.create_vertex() is not None, "no write is acknowledged"
     assert world.loop.time() < deadline, "the cluster is slow without any fault"
+    await world.until(watch.indexes_are_settled, _RECOVERY_S, "indexes ready, or gone")
     await world.until(watch.is_level, _RECOVERY_S, "replicas level, no intent left")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from tests.simulation.runs import run
 
-pytestmark = pytest.mark.simulation
+pytestmark = [pytest.mark.simulation, pytest.mark.timeout(300)]
 
 
 def test_a_cluster_without_faults_is_linearizable() -> None:
@@ -24,3 +29,22 @@ def test_the_same_seed_gives_the_same_run() -> None:
     first, again, other = run(7, seconds=8), run(7, seconds=8), run(8, seconds=8)
     assert first.world.trace == again.world.trace
     assert first.world.fingerprint() != other.world.fingerprint()
+
+
+_PRINT = "from tests.simulation.runs import run; print(run(7, seconds=3).world.fingerprint())"
+
+
+def test_a_run_does_not_depend_on_the_order_of_sets() -> None:
+    """Python hashes strings differently in each process, and so orders sets of them."""
+    prints = {
+        subprocess.run(
+            [sys.executable, "-c", _PRINT],
+            env={**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": "."},
+            cwd=pathlib.Path(__file__).parents[2],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in (1, 2)
+    }
+    assert len(prints) == 1
