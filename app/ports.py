@@ -99,4 +99,5 @@ class Database(Protocol):
         labels: Collection[str] | None = None,
         partitions: Collection[int] | None = None,
         changes: bool = True,
+        since: Timestamp | None = None,
     ) -> EventSubscription: ...

@@ -486,9 +486,26 @@ class KotobaCluster:
         labels: Collection[str] | None = None,
         partitions: Collection[int] | None = None,
         changes: bool = True,
+        since: Timestamp | None = None,
     ) -> Subscription:
-        """Cluster events and changes of the graph, from now on; an asynchronous iterator."""
-        return self._bus.subscribe(types, labels=labels, partitions=partitions, changes=changes)
+        """Cluster events from now on, and changes of the graph from now on or behind ``since``, the
+        timestamp of a Resolved; an asynchronous iterator.
+
+        Changes come complete and in the order of their timestamps. Iterating raises SlowReader, or
+        HistoryCollected where changes after ``since`` are not kept any more. Raises InvalidRequest
+        when ``since`` is in the future.
+        """
+        feed = None if since is None else self.node.feed
+        subscription = self._bus.subscribe(
+            types, labels=labels, partitions=partitions, changes=changes, since=since
+        )
+        if feed is not None:
+            try:
+                feed.resume(subscription)
+            except KotobaError:
+                subscription.close()
+                raise
+        return subscription
 
     def now(self) -> Timestamp:
         """A reading of this node's clock, above every timestamp that it has seen."""

@@ -1,8 +1,8 @@
 """``WS /v1/events``: what happens in the cluster and to the graph, as it happens.
 
-Close codes: 4400 a parameter is wrong (the reason says which), 4501 ``since`` was given (a feed
-cannot begin in the past yet), 1013 the reader was too slow (the reason is the last Resolved that it
-was sent), 1011 a bug of ours, with its id, 4000 + the status of any other problem (4503: not now).
+Close codes: 4400 a parameter is wrong (the reason says which), 4410 changes after ``since`` are not
+kept any more, 1013 the reader was too slow (the reason is the last Resolved that it was sent), 1011
+a bug of ours, with its id, 4000 + the status of any other problem (4503: not now).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from cluster_core.events import (
     Resolved,
     SlowReader,
 )
-from cluster_core.hlc import format_timestamp
+from cluster_core.hlc import format_timestamp, parse_timestamp
+from cluster_core.types import Timestamp
 
 __all__ = ["event_json", "router"]
 
 router: Final = APIRouter()
 
 CLOSE_INVALID: Final = 4400
-CLOSE_NOT_SUPPORTED: Final = 4501
 CLOSE_SLOW: Final = 1013
 CLOSE_BUG: Final = 1011
 REASON_BYTES_MAX: Final = 123
@@ -56,11 +56,12 @@ class _Closing(Exception):
 
 
 class Selection(NamedTuple):
-    """Which events a subscriber wants; None means all."""
+    """Which events a subscriber wants; None means all, and no ``since`` from now on."""
 
     types: frozenset[str] | None
     labels: frozenset[str] | None
     partitions: frozenset[int] | None
+    since: Timestamp | None
 
     @property
     def wants_changes(self) -> bool:
@@ -97,12 +98,16 @@ async def _serve(websocket: WebSocket, database: Database) -> None:
         )
     except InvalidRequest as error:
         raise _Closing(CLOSE_INVALID, error.detail) from None
-    subscription = database.subscribe_events(
-        selection.types,
-        labels=selection.labels,
-        partitions=selection.partitions,
-        changes=selection.wants_changes,
-    )
+    try:
+        subscription = database.subscribe_events(
+            selection.types,
+            labels=selection.labels,
+            partitions=selection.partitions,
+            changes=selection.wants_changes,
+            since=selection.since,
+        )
+    except InvalidRequest as error:
+        raise _Closing(CLOSE_INVALID, error.detail) from None
     try:
         await _until_either_ends(_send(websocket, subscription, selection), _receive(websocket))
     finally:
@@ -112,17 +117,23 @@ async def _serve(websocket: WebSocket, database: Database) -> None:
 async def _send(
     websocket: WebSocket, subscription: EventSubscription, selection: Selection
 ) -> None:
+    last: Timestamp | None = None
     try:
         async for event in subscription:
             if selection.wants(event):
                 text = orjson.dumps(event_json(event)).decode()
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await websocket.send_text(text)
+                if isinstance(event, Resolved):
+                    last = event.timestamp
     except SlowReader as slow:
-        last = slow.last_resolved
-        raise _Closing(CLOSE_SLOW, "" if last is None else format_timestamp(last)) from None
+        raise _too_slow(slow.last_resolved) from None
     except TimeoutError:
-        raise _Closing(CLOSE_SLOW, "") from None
+        raise _too_slow(last) from None
+
+
+def _too_slow(last_resolved: Timestamp | None) -> _Closing:
+    return _Closing(CLOSE_SLOW, "" if last_resolved is None else format_timestamp(last_resolved))
 
 
 async def _receive(websocket: WebSocket) -> None:
@@ -152,12 +163,11 @@ def _selection(parameters: list[tuple[str, str]], partition_count: int) -> Selec
             raise invalid(name[:40], "is not known here")
     if len(given) != len(parameters):
         raise invalid("query", "a parameter is given more than once")
-    if "since" in given:
-        raise _Closing(CLOSE_NOT_SUPPORTED, "since: resuming is not supported yet")
     return Selection(
         types=_types(given),
         labels=_names(given, "labels"),
         partitions=_partitions(given, partition_count),
+        since=parse_timestamp(given["since"], where="since") if "since" in given else None,
     )
 
 

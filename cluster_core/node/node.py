@@ -10,17 +10,15 @@ from typing import Any, Final
 import msgspec
 
 from cluster_core.config import ClusterConfig
-from cluster_core.errors import KotobaError, NotFound, StorageFull
-from cluster_core.events import Change, ClusterEvent
-from cluster_core.graph.cid import cid_text
+from cluster_core.errors import ClockCeiling, KotobaError, NotFound, StorageFull
+from cluster_core.events import ClusterEvent
 from cluster_core.graph.entities import Edge
-from cluster_core.graph.parts import decode_change
 from cluster_core.hlc import HybridClock, rfc3339
 from cluster_core.membership.detector import FailureDetector
 from cluster_core.membership.forming import Founding
 from cluster_core.node.bus import EventBus
 from cluster_core.node.closed_reads import ClosedReads, Freshness
-from cluster_core.node.foreign_changes import ForeignChanges
+from cluster_core.node.feed import Feed
 from cluster_core.node.index_building import IndexBuilder
 from cluster_core.node.index_table import IndexTable
 from cluster_core.node.leaderships import Leaderships
@@ -142,7 +140,7 @@ class ClusterNode:
         self.storage = StorageWatch(
             engine, self.host, self.mesh, self._publish_storage, was_full=storage_was_full
         )
-        self._foreign = ForeignChanges(self.router, bus)
+        self.feed = Feed(self.router, self.closed, engine, clock, config, bus)
         self._retention = Retention(self.host, self.closed, engine, clock, config)
         self._sweep = Sweep(self.router, self.transactions, clock, config)
         self._tasks: list[asyncio.Task[None]] = []
@@ -157,8 +155,6 @@ class ClusterNode:
             if self.node_id in table.members.values():
                 self.host.add(group, table.members, list(table.voters))
         self._is_new = all(replica.raft.term == 0 for replica in self.host.replicas.values())
-        for replica in self.host.replicas.values():
-            replica.on_change = self._report_change_of(replica)
         peers = {name: address for name, address in self.addresses.items() if name != self.node_id}
         self._transport.set_peers(peers)
         self.host.start()
@@ -167,6 +163,7 @@ class ClusterNode:
         work = (
             self._sweep.run(),
             self._retention.run(),
+            self.feed.run(),
             self.indexes.run(),
             self._index_builder.run(),
             self._keep_house(),
@@ -191,6 +188,7 @@ class ClusterNode:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.feed.close()
         await self.transactions.close()
         await self.participant.close()
         await self.host.stop()
@@ -237,7 +235,6 @@ class ClusterNode:
             self._leaderships.send_home(now, full)
             self._leaderships.send_away(full)
             self.router.announce()
-            self._foreign.keep_asking(now)
 
     # Events.
 
@@ -268,28 +265,6 @@ class ClusterNode:
         names = {"suspected": "NodeSuspected", "failed": "NodeFailed", "active": "NodeRecovered"}
         log.info("%s is %s (was %s)", node, after, before)
         self._publish(names[after], node)
-
-    def _report_change_of(self, replica: Replica) -> Any:
-        partition = replica.group - 1
-
-        def report(key: bytes, value: bytes) -> None:
-            if not self.bus.change_listeners and not self._foreign.wanted:
-                return
-            stored = decode_change(key[11:], value)
-            is_edge = stored.op.endswith("edge")
-            change = Change(
-                op=stored.op,
-                cid=cid_text(stored.entity),
-                version=None if stored.version is None else cid_text(stored.version),
-                partition=partition,
-                timestamp=int.from_bytes(key[3:11], "big"),
-                label=stored.labels[0] if is_edge else None,
-                labels=() if is_edge else stored.labels,
-            )
-            self.bus.publish(change)
-            self._foreign.relay(replica, change)
-
-        return report
 
     # Queries.
 

@@ -97,7 +97,6 @@ class Replica:
         self.room: Room = "enough"
         self._role_waiters: list[asyncio.Future[None]] = []
         self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self.on_change: Callable[[bytes, bytes], None] | None = None
         self._restoring = False
         """Between the write of a snapshot and its being durable, Raft does not know of it."""
         self._level_since: dict[ReplicaId, float] = {}
@@ -369,8 +368,6 @@ class Replica:
         if command.horizon:
             assert command.horizon > self.horizon
             self.horizon = command.horizon
-        if self.on_change is not None:
-            self._report_changes(command)
         self.commands_applied += 1
 
     def _index_intents(self, command: Command) -> None:
@@ -378,13 +375,6 @@ class Replica:
         added = dict(zip(command.puts[::2], command.puts[1::2], strict=True))
         for transaction in command.prepared:
             self.intents.add(decode_intent(added[keys.intent(self.group, transaction)]), now)
-
-    def _report_changes(self, command: Command) -> None:
-        assert self.on_change is not None
-        pairs = iter(command.puts)
-        for key, value in zip(pairs, pairs, strict=True):
-            if key[2:3] == keys.CHANGE:
-                self.on_change(key, value)
 
     def _settle_proposal(self, entry: Entry) -> None:
         proposal = self._proposals.pop(entry.index, None)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from app.main import Gateway
-from cluster_core.errors import Unavailable
+from cluster_core.errors import HistoryCollected, InvalidRequest, Unavailable
 from cluster_core.events import Change, ClusterEvent, Event, Resolved, SlowReader
+from cluster_core.hlc import wall_of
 from tests.app.asgi import Socket
 from tests.app.fake_database import TIMESTAMP, TIMESTAMP_TEXT, FakeDatabase
 
@@ -55,7 +56,10 @@ async def test_without_types_all_events_are_subscribed(
     gateway: Gateway, database: FakeDatabase
 ) -> None:
     await read_all(gateway, database, "")
-    assert database.call == (None, {"labels": None, "partitions": None, "changes": True})
+    assert database.call == (
+        None,
+        {"labels": None, "partitions": None, "changes": True, "since": None},
+    )
 
 
 async def test_only_what_is_asked_for_is_subscribed_and_sent(
@@ -73,7 +77,7 @@ async def test_changes_can_be_narrowed(gateway: Gateway, database: FakeDatabase)
     await read_all(gateway, database, "types=Change&labels=Person,KNOWS&partitions=1,2")
     assert database.call == (
         {"Change"},
-        {"labels": {"Person", "KNOWS"}, "partitions": {1, 2}, "changes": True},
+        {"labels": {"Person", "KNOWS"}, "partitions": {1, 2}, "changes": True, "since": None},
     )
 
 
@@ -85,6 +89,10 @@ async def test_changes_can_be_narrowed(gateway: Gateway, database: FakeDatabase)
         ("partitions=64", "partitions: must be less than 64"),
         ("partitions=a", "partitions: 'a' is no partition"),
         ("kind=x", "kind: is not known here"),
+        (
+            "since=yesterday",
+            'since must be "<milliseconds>.<counter, 5 digits>" or an RFC 3339 time with an offset',
+        ),
         ("types=Change&types=Resolved", "query: a parameter is given more than once"),
     ],
 )
@@ -96,10 +104,30 @@ async def test_a_wrong_parameter_closes_with_4400(
     assert not database.calls
 
 
-async def test_since_is_answered_honestly(gateway: Gateway, database: FakeDatabase) -> None:
+async def test_changes_begin_behind_since(gateway: Gateway, database: FakeDatabase) -> None:
+    await read_all(gateway, database, f"since={TIMESTAMP_TEXT}")
+    assert database.call[1]["since"] == TIMESTAMP
+
+
+async def test_since_may_be_a_time_of_day(gateway: Gateway, database: FakeDatabase) -> None:
+    await read_all(gateway, database, "since=2026-11-23T14:36:40.123Z")
+    assert wall_of(database.call[1]["since"]) == 1_795_444_600_123
+
+
+async def test_changes_that_are_gone_close_with_4410(
+    gateway: Gateway, database: FakeDatabase
+) -> None:
+    gone = HistoryCollected("changes are kept since 1795447000123.00007")
+    *_, closing = await read_all(gateway, database, f"since={TIMESTAMP_TEXT}", gone)
+    assert (closing["code"], closing["reason"]) == (4410, gone.detail)
+
+
+async def test_since_in_the_future_closes_with_4400(
+    gateway: Gateway, database: FakeDatabase
+) -> None:
+    database.failure = InvalidRequest("since is in the future", errors=[])
     [closing] = await read_all(gateway, database, f"since={TIMESTAMP_TEXT}")
-    assert closing["code"] == 4501
-    assert "not supported yet" in closing["reason"]
+    assert (closing["code"], closing["reason"]) == (4400, "since is in the future")
 
 
 async def test_a_slow_reader_is_closed_with_its_last_resolved(

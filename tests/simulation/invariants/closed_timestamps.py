@@ -9,10 +9,10 @@ from __future__ import annotations
 from cluster_core.replication.closed import Point
 from cluster_core.replication.command import decode_command
 from cluster_core.storage import keys
-from cluster_core.types import META_GROUP, GroupId, Timestamp
+from cluster_core.types import META_GROUP, Digest, GroupId, Timestamp
 from tests.simulation.invariants.view import ReplicaView
 
-__all__ = ["ClosedTimestampsHold", "lowest_written"]
+__all__ = ["ClosedTimestampsHold"]
 
 _TERM_BYTES = 8
 _VERSIONED = (keys.ENTITY, keys.OUT, keys.IN)
@@ -22,6 +22,8 @@ class ClosedTimestampsHold:
     def __init__(self) -> None:
         self.closed: dict[GroupId, Timestamp] = {}
         """The highest timestamp that was seen to be closed, per group."""
+        self.changes: set[tuple[Timestamp, int, Digest]] = set()
+        """Of every change that was committed: when, in which partition, of which entity."""
         self._written: dict[GroupId, list[Timestamp | None]] = {}
         """Per group, from index 1: the lowest timestamp of a version that the entry writes."""
         self._seen: dict[tuple[str, int, GroupId], Point] = {}
@@ -55,7 +57,10 @@ class ClosedTimestampsHold:
         points = self._points.setdefault(view.group, [])
         for index in range(len(written) + 1, view.applied + 1):
             entry = view.entry(index)
-            lowest = None if entry is None else lowest_written(entry)
+            if entry is None:
+                assert index < view.first_kept
+                return  # a snapshot brought it; somebody else has the entries
+            lowest = self._lowest_written(view.group, entry)
             written.append(lowest)
             for point in points:
                 if point.last_index < index:
@@ -72,19 +77,19 @@ class ClosedTimestampsHold:
             f"but entry {index} writes at {lowest}"
         )
 
-
-def lowest_written(entry: bytes) -> Timestamp | None:
-    """The lowest timestamp of a version or change that an entry writes."""
-    if len(entry) <= _TERM_BYTES:
-        return None
-    lowest: Timestamp | None = None
-    for key in decode_command(entry[_TERM_BYTES:]).puts[::2]:
-        table = key[2:3]
-        if table in _VERSIONED:
-            timestamp = keys.split_version(key)[1]
-        elif table == keys.CHANGE:
-            timestamp = int.from_bytes(key[3:11], "big")
-        else:
-            continue
-        lowest = timestamp if lowest is None else min(lowest, timestamp)
-    return lowest
+    def _lowest_written(self, group: GroupId, entry: bytes) -> Timestamp | None:
+        """The lowest timestamp of a version or change that an entry writes."""
+        if len(entry) <= _TERM_BYTES:
+            return None
+        lowest: Timestamp | None = None
+        for key in decode_command(entry[_TERM_BYTES:]).puts[::2]:
+            table = key[2:3]
+            if table in _VERSIONED:
+                timestamp = keys.split_version(key)[1]
+            elif table == keys.CHANGE:
+                timestamp = int.from_bytes(key[3:11], "big")
+                self.changes.add((timestamp, group - 1, key[11:]))
+            else:
+                continue
+            lowest = timestamp if lowest is None else min(lowest, timestamp)
+        return lowest
