@@ -16,18 +16,20 @@ have happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 __all__ = ["INITIAL", "Transaction", "Verdict", "check", "everything", "nothing"]
 
 INITIAL: Final = "initial"
 """The writer of what was there before the first transaction."""
 
-Key = Hashable
+Key = Any
+"""Anything that can be a key of a dictionary."""
+
 Kind = Literal["ww", "wr", "rw", "rt"]
 
 
