@@ -49,6 +49,7 @@ _EQUAL_EVERYWHERE: Final = (
     (re.compile(r'"(cluster_)?id":"[^"]+"'), '"<ID>"'),
     (re.compile(r'"cursor":"[^"]+"'), '"<CURSOR>"'),
     (re.compile(r"\bpartition [0-9]+"), "partition <N>"),
+    (re.compile(r"\b[0-9.]+ [KMG]iB"), "<SIZE>"),
 )
 _COUNTED: Final = re.compile(
     r'("(?:partition|partitions|cluster_nodes|scanned|elapsed_ms|term|leads|replicas|disk_bytes'

@@ -27,7 +27,7 @@ from cluster_core.config import ClusterConfig
 from cluster_core.errors import KotobaError, StorageFailed, StorageFull, Unavailable
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import RAFT, Batch, Engine, Random
-from cluster_core.raft import SnapshotNeeded
+from cluster_core.raft import Ready, SnapshotNeeded
 from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica, Room
 from cluster_core.storage import keys
@@ -274,19 +274,12 @@ class ReplicationHost:
             replica.start_reads()
             ready = replica.raft.ready()
             turns.append((replica, ready))
-            if ready.hard_state is not None:
-                replica.log.save_hard_state(batch, ready.hard_state)
-            if ready.entries:
-                replica.log.append(batch, ready.entries)
-                last = ready.entries[-1]
-                unsynced.persisted.append((replica, last.index, last.term))
+            self._take(replica, ready, batch)
             if covered:
                 self._route(replica, ready.messages, outbox)
             else:
                 unsynced.messages += [(replica, message) for message in ready.messages]
             unsynced.messages += [(replica, message) for message in ready.messages_after_persist]
-            if ready.committed:
-                replica.apply(batch, ready.committed)
         ceiling = self._clock.wanted_ceiling()
         if ceiling is not None and ceiling > unsynced.ceiling:
             batch.put(RAFT, CEILING_KEY, ceiling.to_bytes(8, "big"))
@@ -297,18 +290,33 @@ class ReplicationHost:
         for peer, messages in outbox.items():
             self._send(peer, messages)
         for replica, ready in turns:
-            replica.written()
-            for need in ready.snapshots:
-                self.on_snapshot_needed(replica, need)
-            replica.finish_turn(ready)
-            if ready.role_changed:
-                self._note_leader(replica)
-            if replica.raft.has_ready():
-                self.mark(replica)
-            if replica.raft.commit_untold:
-                self._tell_soon(replica)
+            self._finish(replica, ready)
         if unsynced and self._sync_task is None:
             self._sync_task = asyncio.get_running_loop().create_task(self._sync_all())
+
+    def _take(self, replica: Replica, ready: Ready, batch: Batch) -> None:
+        """Put into ``batch`` what ``ready`` wants written and applied."""
+        if ready.hard_state is not None:
+            replica.log.save_hard_state(batch, ready.hard_state)
+        if ready.entries:
+            replica.log.append(batch, ready.entries)
+            last = ready.entries[-1]
+            self._unsynced.persisted.append((replica, last.index, last.term))
+        if ready.committed:
+            replica.apply(batch, ready.committed)
+
+    def _finish(self, replica: Replica, ready: Ready) -> None:
+        """After the write: whoever waited for it, and what is due next."""
+        replica.written()
+        for need in ready.snapshots:
+            self.on_snapshot_needed(replica, need)
+        replica.finish_turn(ready)
+        if ready.role_changed:
+            self._note_leader(replica)
+        if replica.raft.has_ready():
+            self.mark(replica)
+        if replica.raft.commit_untold:
+            self._tell_soon(replica)
 
     def _tell_soon(self, replica: Replica) -> None:
         """Followers need not know at once: most learn it from the next Append for nothing."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -26,9 +25,7 @@ def test_an_hour_passes_at_once() -> None:
         await asyncio.sleep(3600)
         assert loop.time() == 3600
 
-    started = time.perf_counter()
     in_loop(main)
-    assert time.perf_counter() - started < 1
 
 
 def test_timeouts_and_timers_keep_virtual_time() -> None:

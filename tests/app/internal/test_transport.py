@@ -594,7 +594,10 @@ async def test_a_stopped_node_can_listen_again_at_its_address() -> None:
 async def test_a_node_stops_although_a_client_holds_a_request_open() -> None:
     a = Node("a")
 
+    asked = asyncio.Event()
+
     async def answer(method: str, body: bytes) -> bytes:
+        asked.set()
         await asyncio.sleep(30)
         return b""
 
@@ -603,7 +606,7 @@ async def test_a_node_stops_although_a_client_holds_a_request_open() -> None:
     async with closing(caller):
         await a.start()
         call = asyncio.ensure_future(caller.transport.call(a.address, "x", b"", timeout=20))
-        await asyncio.sleep(0.1)
+        await asked.wait()
         began = time.monotonic()
         await a.transport.close()
         assert time.monotonic() - began < 2

@@ -28,7 +28,8 @@ class LogMatching:
                 mine = (entry, before, view.node)
                 seen = self._entries.setdefault((view.group, index, term), mine)
                 same_before = None in (seen[1], before) or seen[1] == before
-                assert seen[0] == entry and same_before, (
+                same = seen[0] == entry and same_before
+                assert same, (
                     f"group {view.group}, index {index}, term {int.from_bytes(term, 'big')}: "
                     f"{seen[2]} and {view.node} hold different logs"
                 )
