@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from cluster_core.graph.indexes import IndexState
 from cluster_core.types import GroupId
 from tests.simulation.invariants.clock_monotonicity import ClockMonotonicity
 from tests.simulation.invariants.closed_timestamps import ClosedTimestampsHold
 from tests.simulation.invariants.election_safety import ElectionSafety
+from tests.simulation.invariants.index_consistency import IndexConsistency
 from tests.simulation.invariants.log_matching import LogMatching
 from tests.simulation.invariants.no_lost_write import NoLostWrite
 from tests.simulation.invariants.replica_equality import ReplicaEquality
@@ -70,5 +72,16 @@ class Watch:
         """Faults have ended, nothing is in flight, all replicas have caught up."""
         replicas = self._views()
         answers = [result for _, result in history.acknowledged]
-        for invariant in (ReplicaEquality(), TransactionAtomicity(), NoLostWrite(answers)):
+        for invariant in (
+            ReplicaEquality(),
+            TransactionAtomicity(),
+            NoLostWrite(answers),
+            IndexConsistency(),
+        ):
             invariant.check(replicas)
+
+    def indexes_are_settled(self) -> bool:
+        """Every node knows of every index that it is ready, and of none that is on its way out."""
+        founded = [node.founded for node in self._world.nodes]
+        known = [one for node in founded if node is not None for one in node.indexes.known()]
+        return all(one.state is IndexState.READY for one in known)

@@ -248,8 +248,12 @@ class Client:
         value = self.history.value()
         expected = self._some_version(entity)
         if entity.kind == "vertex":
+            labels = self.random.choice([None, None, ("Thing",), ("Odd", "Thing"), ("Odd",)])
             operation: Operation = UpdateNode(
-                digest=entity.digest, properties={"value": value}, if_version=expected
+                digest=entity.digest,
+                properties={"value": value},
+                labels=labels,
+                if_version=expected,
             )
         else:
             operation = UpdateEdge(
