@@ -11,7 +11,6 @@ from typing import Any, Final
 from tests.simulation.bank import Bank, Teller
 from tests.simulation.chaos import Chaos
 from tests.simulation.librarian import Librarian
-from tests.simulation.librarian import Librarian
 from tests.simulation.linearizability import check
 from tests.simulation.models import EntityModel
 from tests.simulation.watch import Watch
@@ -108,7 +107,6 @@ async def _live(
         for number in range(1, tellers + 1)
     ]
     workers.append(Librarian(world, history, "librarian", home=world.random.choice(world.nodes)))
-    workers.append(Librarian(world, history, "librarian", home=world.random.choice(world.nodes)))
     tasks: list[Coroutine[Any, Any, None]] = [worker.run(until) for worker in workers]
     if trouble is not None:
         tasks.append(trouble.run(until))
@@ -134,6 +132,5 @@ async def _recover(bank: Bank, watch: Watch) -> None:
     for _ in world.nodes:
         assert await client.create_vertex() is not None, "no write is acknowledged"
     assert world.loop.time() < deadline, "the cluster is slow without any fault"
-    await world.until(watch.indexes_are_settled, _RECOVERY_S, "indexes ready, or gone")
     await world.until(watch.indexes_are_settled, _RECOVERY_S, "indexes ready, or gone")
     await world.until(watch.is_level, _RECOVERY_S, "replicas level, no intent left")
