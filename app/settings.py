@@ -159,6 +159,13 @@ class NodeSettings(BaseSettings):
         "in the data folder; on a small disk at most a sixteenth of it. When it is touched, writes "
         "are refused with storage_full, until twice as much is free.",
     )
+    history_retention_ms: int = Field(
+        _DEFAULTS.replication.history_retention_ms,
+        ge=1_000,
+        description="How long old versions, deletions and changes are kept, for as_of, /history and "
+        "feeds that resume; up to a sixteenth longer. Requests with an Idempotency-Key are "
+        "remembered for an hour, but no longer than this.",
+    )
     stop_on_stdin_eof: bool = Field(
         False,
         description="Stop when stdin is closed, so that a node never outlives the program that "
@@ -230,6 +237,13 @@ class NodeSettings(BaseSettings):
                 fail_after_ms=self.fail_after_ms,
             ),
             storage=replace(_DEFAULTS.storage, reserve_bytes=self.disk_reserve_bytes),
+            replication=replace(
+                _DEFAULTS.replication,
+                history_retention_ms=self.history_retention_ms,
+                dedupe_retention_ms=min(
+                    _DEFAULTS.replication.dedupe_retention_ms, self.history_retention_ms
+                ),
+            ),
             limits=replace(
                 _DEFAULTS.limits,
                 timeout_ms=self.timeout_ms,

@@ -98,8 +98,10 @@ async def _follow(url: str, types: str | None, since: str | None, as_json: bool)
             async for message in stream:
                 if as_json:
                     print(message, flush=True)
-                else:
-                    print_events_line(console, orjson.loads(message))
+                    continue
+                event = orjson.loads(message)
+                if event.get("type") != "Resolved" or "Resolved" in (types or ""):
+                    print_events_line(console, event)
     except InvalidHandshake as error:
         raise CommandFailed(f"{url} refuses the stream: {error}") from None
     except ConnectionClosed as error:

@@ -28,7 +28,7 @@ SHORT: Final = replace(
 )
 
 
-async def _follow_through_trouble(world: World, seconds: float, *, chaos: bool) -> None:
+async def follow_through_trouble(world: World, seconds: float, *, chaos: bool) -> None:
     watch = Watch(world)
     history = History()
     world.start_all()
@@ -66,7 +66,7 @@ async def _follow_through_trouble(world: World, seconds: float, *, chaos: bool) 
 
 def test_every_change_is_seen_once_and_in_order() -> None:
     async def scenario(world: World) -> None:
-        await _follow_through_trouble(world, 8, chaos=False)
+        await follow_through_trouble(world, 8, chaos=False)
 
     _run(1, scenario)
 
@@ -74,7 +74,7 @@ def test_every_change_is_seen_once_and_in_order() -> None:
 @pytest.mark.parametrize("seed", range(200, 206))
 def test_a_reader_that_begins_again_misses_nothing_through_faults(seed: int) -> None:
     async def scenario(world: World) -> None:
-        await _follow_through_trouble(world, 12, chaos=True)
+        await follow_through_trouble(world, 12, chaos=True)
 
     _run(seed, scenario)
 
@@ -82,7 +82,7 @@ def test_a_reader_that_begins_again_misses_nothing_through_faults(seed: int) -> 
 @pytest.mark.parametrize("seed", range(300, 303))
 def test_nor_where_no_node_has_all_partitions(seed: int) -> None:
     async def scenario(world: World) -> None:
-        await _follow_through_trouble(world, 10, chaos=True)
+        await follow_through_trouble(world, 10, chaos=True)
 
     _run(seed, scenario, nodes=5)
 
@@ -90,7 +90,7 @@ def test_nor_where_no_node_has_all_partitions(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(400, 403))
 def test_nor_while_the_past_is_collected(seed: int) -> None:
     async def scenario(world: World) -> None:
-        await _follow_through_trouble(world, 12, chaos=True)
+        await follow_through_trouble(world, 12, chaos=True)
 
     _run(seed, scenario, config=SHORT)
 
