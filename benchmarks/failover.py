@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -69,10 +70,15 @@ class _Clients:
             turn += 1
 
 
-def measure_failover(system: System) -> Failover:
-    """Kill the leader under writes to the other nodes, see when they go on, and revive it."""
+def measure_failover(system: System, while_dead: Callable[[], None] | None = None) -> Failover:
+    """Kill the leader under writes to the other nodes, see when they go on, and revive it.
+
+    ``while_dead`` is called when all is over but the revival.
+    """
     victim = system.leader()
     result = asyncio.run(_measure(system, victim))
+    if while_dead is not None:
+        while_dead()
     system.revive(victim)
     return result
 

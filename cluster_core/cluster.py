@@ -193,8 +193,11 @@ class KotobaCluster:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         if self._node is not None:
-            await self._node.stop()
+            await self._node.hand_over()
         self._bus.close()
+        await self._transport.drain()
+        if self._node is not None:
+            await self._node.stop()
         await self._transport.close()
         self._close_engine()
 

@@ -25,8 +25,9 @@ class RaftConfig:
     heartbeat_ticks: int = 1
     election_ticks: int = 10
     """A follower campaigns after 10 to 20 ticks of silence: 1 to 2 s, as etcd's do."""
-    failover_delay_ms_max: int = 60
-    """After a broken stream the first follower pre-votes within this time, the next one later."""
+    failover_delay_ms: int = 60
+    """What a campaign takes on a busy machine: after a broken stream the second candidate of a
+    group waits twice as long for the first."""
     append_bytes_max: int = 1 << 20
     inflight_messages_max: int = 256
     inflight_bytes_max: int = 8 << 20

@@ -169,4 +169,9 @@ class Transport(Protocol):
         """
         ...
 
+    async def drain(self) -> None:
+        """Take no new requests of clients and of :meth:`call`; returns when those under way are
+        answered, or after about a second. Streams go on."""
+        ...
+
     async def close(self) -> None: ...

@@ -26,6 +26,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 KEEP_ALIVE_S: Final = 75
 """Longer than any client keeps an idle connection, so that none is closed under a request."""
 
+DRAIN_LOOK_S: Final = 0.01
+
 GRACE_S: Final = 1
 """How long requests in flight may take when the server stops."""
 
@@ -63,6 +65,21 @@ class EmbeddedServer:
         await self._server.accepting.wait()
         if self._serving.done():
             self._serving.result()
+
+    async def drain(self, streams: Callable[[], int]) -> None:
+        """Take no new requests; returns when none is under way but ``streams()``, which end in
+        other ways, or after :data:`GRACE_S`."""
+        if self._serving is None:
+            return
+        for listener in self._server.servers:
+            listener.close()
+        state = self._server.server_state
+        for connection in list(state.connections):
+            connection.shutdown()  # an idle one closes, a busy one after its answer
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_S):
+                while len(state.tasks) > streams():  # noqa: ASYNC110 (uvicorn has no event for it)
+                    await asyncio.sleep(DRAIN_LOOK_S)
 
     async def close(self) -> None:
         """Stop accepting, give requests in flight a second, and end. Idempotent."""

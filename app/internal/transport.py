@@ -144,6 +144,13 @@ class HttpTransport:
             raise error_of(response)
         return response.content
 
+    async def drain(self) -> None:
+        if self._server is not None:
+            await self._server.drain(self._count_inbound)
+
+    def _count_inbound(self) -> int:
+        return sum(link.inbound is not None for link in self._links.values())
+
     async def close(self) -> None:
         """End all streams, then the server; within about a second. Idempotent."""
         self._closed = True

@@ -36,5 +36,8 @@ class NoTransport:
     async def call(self, address: str, method: str, body: bytes, *, timeout: float) -> bytes:
         raise Unreachable(f"this node has no transport; it cannot reach {address}")
 
+    async def drain(self) -> None:
+        return None
+
     async def close(self) -> None:
         return None

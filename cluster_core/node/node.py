@@ -182,9 +182,12 @@ class ClusterNode:
                 replica.raft.campaign()
                 self.host.mark(replica)
 
-    async def stop(self, *, grace_s: float = 1.0) -> None:
-        """Hand the leaderships over, finish what is in flight, and stop."""
+    async def hand_over(self, *, grace_s: float = 1.0) -> None:
+        """Give the leaderships to others, before a stop. Requests go on, through the others."""
         await self._leaderships.hand_over(grace_s)
+
+    async def stop(self) -> None:
+        """Stop at once; what is in flight ends as unknown, or as not executed."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -23,6 +23,7 @@ from cluster_core.errors import (
     OutcomeUnknown,
     Overloaded,
     RetryError,
+    Unavailable,
     error_from_fields,
 )
 from cluster_core.graph.cid import cid_text
@@ -468,7 +469,7 @@ class Writes:
     ) -> None:
         try:
             node = await self._router.find_leader(group, deadline)
-        except NoLeader as error:
+        except (NoLeader, Unavailable) as error:
             outcomes.update(dict.fromkeys(positions, error))
             return
         await self._execute_at(node, positions, items, outcomes, eventual, deadline)

@@ -393,6 +393,10 @@ class Raft:
         else:
             self.leader = NOBODY
 
+    def is_ahead_of(self, candidate: Vote) -> bool:
+        """Whether ``candidate`` lacks something that our log has, so that we do not vote for it."""
+        return not self._log.is_up_to_date(candidate.last_index, candidate.last_term)
+
     def leader_lost(self) -> None:
         """The host saw the leader's node go away: forget it, so that campaigns are not ignored.
 

@@ -28,11 +28,12 @@ from cluster_core.errors import KotobaError, StorageFailed, StorageFull, Unavail
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import RAFT, Batch, Engine, Random
 from cluster_core.raft import Ready, SnapshotNeeded
+from cluster_core.replication.failover import Failover
 from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica, Room
 from cluster_core.storage import keys
 from cluster_core.types import GroupId, NodeId, ReplicaId
-from cluster_core.wire.messages import Message
+from cluster_core.wire.messages import Message, Vote
 
 __all__ = ["CEILING_KEY", "ReplicationHost"]
 
@@ -44,9 +45,6 @@ COMMIT_NOTICE_S: Final = 0.01
 """How long after a commitment followers are told, when no Append has told them by then. What it
 delays is reads at followers and change events there; a notice at once would cost a single write as
 much again as its replication."""
-
-FAILOVER_ATTEMPTS: Final = 5
-"""Pre-votes after a broken stream before a group falls back to its election timeout."""
 
 
 class _Unsynced:
@@ -107,7 +105,7 @@ class ReplicationHost:
         self._sync_task: asyncio.Task[None] | None = None
         self._sync_started = 0.0
         self._tick_task: asyncio.Task[None] | None = None
-        self._failovers: dict[GroupId, asyncio.TimerHandle] = {}
+        self._failover = Failover(config.raft, random, self._campaign)
         self._leaders: dict[GroupId, tuple[ReplicaId, int]] = {}
         self._untold: dict[GroupId, Replica] = {}
         """Groups led here whose followers have not been told of the last commitments."""
@@ -138,10 +136,9 @@ class ReplicationHost:
             self.mark(replica)
 
     async def stop(self) -> None:
-        """Stop at once; :meth:`hand_over` before it is what a graceful stop does."""
+        """Stop at once; handing over what is led here comes before it."""
         self._closed = True
-        for handle in self._failovers.values():
-            handle.cancel()
+        self._failover.close()
         tasks = [task for task in (self._tick_task, self._sync_task) if task is not None]
         for task in tasks:
             task.cancel()
@@ -151,6 +148,10 @@ class ReplicationHost:
             replica.close(error)
 
     # What others may ask.
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
 
     def mark(self, replica: Replica) -> None:
         """``replica`` has something to do: it takes part in the next flush."""
@@ -176,6 +177,8 @@ class ReplicationHost:
                 if replica is None or replica.members.get(message.source) != peer:
                     continue
                 replica.raft.step(message)
+                if type(message) is Vote:
+                    self._failover.on_vote(replica, message)
                 if covered and not replica.dirty:
                     self._route(replica, replica.raft.take_replies(), outbox)
                 if not replica.dirty and replica.raft.has_ready():
@@ -192,41 +195,18 @@ class ReplicationHost:
             return
         for replica in self.replicas.values():
             if replica.leader == peer:
+                lost = replica.raft.leader
                 replica.raft.leader_lost()
-                self._fail_over_soon(replica, attempt=0)
+                self._failover.leader_lost(replica, lost)
             elif replica.is_leader:
                 for other, node in replica.members.items():
                     if node == peer:
                         replica.raft.peer_unreachable(other)
             self.mark(replica)
 
-    def _fail_over_soon(self, replica: Replica, attempt: int) -> None:
-        """Pre-vote after a short random delay, those that are preferred as leaders before others.
-
-        The delays of two replicas overlap little, since two campaigns at once can split the votes.
-        """
-        spread = self._config.raft.failover_delay_ms_max / 1000
-        rank = sorted(replica.members).index(replica.id)
-        delay = self._random.uniform(0.5, 1.0) * spread * (rank + attempt)
-        term = replica.raft.term
-        loop = asyncio.get_running_loop()
-        before = self._failovers.pop(replica.group, None)
-        if before is not None:
-            before.cancel()
-        self._failovers[replica.group] = loop.call_later(
-            delay, self._fail_over, replica, term, attempt
-        )
-
-    def _fail_over(self, replica: Replica, term: int, attempt: int) -> None:
-        """Campaign, unless there is a leader, or somebody's campaign has come this far already."""
-        self._failovers.pop(replica.group, None)
-        if self._closed or self.storage_error or replica.raft.leader or replica.is_leader:
-            return
-        if replica.raft.term == term:
-            replica.raft.campaign()
-            self.mark(replica)
-        if attempt < FAILOVER_ATTEMPTS:
-            self._fail_over_soon(replica, attempt + 1)
+    def _campaign(self, replica: Replica) -> None:
+        replica.raft.campaign()
+        self.mark(replica)
 
     def set_full(self, nodes: frozenset[NodeId]) -> None:
         """The disks of ``nodes`` are full, and of no others."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from cluster_core.errors import NoLeader, OutcomeUnknown, RetryError
+from cluster_core.errors import NoLeader, OutcomeUnknown, RetryError, Unavailable
 from cluster_core.replication.evaluation import Evaluation
 from cluster_core.replication.host import ReplicationHost
 from cluster_core.replication.mesh import Mesh
@@ -71,10 +71,13 @@ class Router:
         return replica.leader
 
     async def find_leader(self, group: GroupId, deadline: float) -> NodeId:
-        """The node that leads ``group`` and is ready to; waits for an election. Raises NoLeader."""
+        """The node that leads ``group`` and is ready to; waits for an election. Raises NoLeader, or
+        Unavailable when this node stops."""
         loop = asyncio.get_running_loop()
         replica = self.host.replicas.get(group)
         while True:
+            if self.host.is_closed:
+                raise Unavailable(f"{self.node_id} is stopping")
             node = self.ready_leader(group)
             if node is not None:
                 return node
@@ -97,7 +100,7 @@ class Router:
     async def _leader_or_none(self, group: GroupId, deadline: float) -> NodeId | None:
         try:
             return await self.find_leader(group, deadline)
-        except NoLeader:
+        except (NoLeader, Unavailable):
             return None
 
     def forget(self, group: GroupId) -> None:

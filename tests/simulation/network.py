@@ -299,6 +299,9 @@ class SimTransport:
         except TimeoutError:
             raise Unreachable(f"no answer from {address} within {timeout} s") from None
 
+    async def drain(self) -> None:
+        """Requests of clients do not pass here."""
+
     async def close(self) -> None:
         self.vanish()
 
