@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint soak bench clean
 
 help:
 	@echo "make demo    three nodes, a real graph, a killed leader: see it work (under 3 minutes)"
 	@echo "make test    the whole test suite (under 10 minutes)"
 	@echo "make lint    formatting, types, layers"
+	@echo "make soak    real processes killed, stopped and cut off for a minute each"
 	@echo "make bench   writes/s, reads/s, failover; beside etcd where it is installed"
 	@echo "make clean   remove .venv and caches"
 
@@ -33,6 +34,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(READY)
+	KOTOBA_SOAK_SECONDS=60 $(BIN)/python -m pytest -s tests/process
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
