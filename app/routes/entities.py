@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 
-from app.dependencies import ServedDatabase, Session, no_parameters
+from app.dependencies import ServedDatabase, Session
 from app.hot_path import NODE_PREFIX, HotRoute
 from app.problems import Answer
 from app.reading import read, read_entity
@@ -15,6 +15,7 @@ from app.schemas.entities import Edge, Node
 from app.schemas.problems import problems
 from app.schemas.queries import EdgesAnswer, HistoryAnswer
 from app.schemas.reads import (
+    BlockParameters,
     EdgeParameters,
     HistoryParameters,
     NeighbourParameters,
@@ -51,6 +52,7 @@ _ENTITY_HEADERS: Final[dict[str, Any]] = {
         "description": "What was given: strong, read_your_writes, eventual or as_of.",
     },
 }
+_EVENTUAL: Final = ReadParameters(consistency="eventual")
 _ENTITY: Final[dict[int | str, dict[str, Any]]] = {
     **_READ_PROBLEMS,
     200: {"headers": _ENTITY_HEADERS},
@@ -126,7 +128,6 @@ async def get_node_history(
     "/v1/blocks/{cid}",
     summary="Read a block",
     response_class=Response,
-    dependencies=[Depends(no_parameters)],
     responses={
         **problems("invalid_request", "not_found", "unavailable", "timeout", "internal"),
         200: {
@@ -137,10 +138,23 @@ async def get_node_history(
         },
     },
 )
-async def get_block(cid: CidText, session: Session, database: ServedDatabase) -> Response:
+async def get_block(
+    cid: CidText,
+    parameters: Annotated[BlockParameters, Query()],
+    session: Session,
+    database: ServedDatabase,
+) -> Response:
     """The DAG-CBOR block of one version, as any IPLD tool can verify it."""
-    digest = parse_cid(cid, "path.cid")
-    result = await read(database, Block(digest=digest), ReadParameters(), session)
+    source = parameters.source_cid
+    query = Block(
+        digest=parse_cid(cid, "path.cid"),
+        source=None if source is None else parse_cid(source, "query.source_cid"),
+    )
+    # Whichever replica has it has the right one. Only that it is nowhere takes a strong read.
+    try:
+        result = await read(database, query, _EVENTUAL, None)
+    except NotFound:
+        result = await read(database, query, ReadParameters(), session)
     row = result.rows[0] if result.rows else None
     if not isinstance(row, BlockRow):
         raise NotFound(f"There is no block {cid}", cid=cid)

@@ -12,6 +12,7 @@ from cluster_core.query.plan import LIMIT_DEFAULT, Direction
 from cluster_core.types import Consistency
 
 __all__ = [
+    "BlockParameters",
     "EdgeParameters",
     "HistoryParameters",
     "NeighbourParameters",
@@ -58,6 +59,16 @@ class EdgeParameters(NodeParameters):
     source_cid: Annotated[
         CidText | None,
         Field(description="The node where the edge begins: saves asking every partition."),
+    ] = None
+
+
+class BlockParameters(NoParameters):
+    source_cid: Annotated[
+        CidText | None,
+        Field(
+            description="The node that it is a version of, or where the edge begins: saves asking "
+            "every partition."
+        ),
     ] = None
 
 

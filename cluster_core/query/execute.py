@@ -30,7 +30,14 @@ from cluster_core.query.plan import (
 )
 from cluster_core.query.results import Answer, BlockRow, QueryResult, Row, Statistics, VersionRow
 from cluster_core.query.scans import count, find
-from cluster_core.query.tasks import ExpandResult, HistoryResult, HistoryTask, Stored
+from cluster_core.query.tasks import (
+    ExpandResult,
+    HistoryResult,
+    HistoryTask,
+    LocateResult,
+    LocateTask,
+    Stored,
+)
 from cluster_core.query.traverse import traverse
 from cluster_core.storage import keys
 from cluster_core.types import Digest
@@ -182,9 +189,24 @@ def _entity(stored: Stored) -> Entity | None:
 
 
 async def _block(query: Block, gather: Gather) -> Answer:
-    named = await _find(query.digest, gather, exact=True)
-    block = record_block(named.version.record)
+    version = await _block_near(query, gather)
+    if version is None:
+        version = (await _find(query.digest, gather, exact=True)).version
+    block = record_block(version.record)
     return Answer(rows=[BlockRow(digest=query.digest, block=block)])
+
+
+async def _block_near(query: Block, gather: Gather) -> Stored | None:
+    """Where the first version of a vertex would be, or any version at the hinted source."""
+    places = {gather.home(query.digest)}
+    if query.source is not None:
+        places.add(gather.home(query.source))
+    for node, partitions in sorted(gather.by_node(sorted(places)).items()):
+        task = LocateTask(partitions, [query.digest], exact=True)
+        result = await gather.ask(node, task, LocateResult)
+        if result.found:
+            return result.found[0].version
+    return None
 
 
 # Edges of one vertex

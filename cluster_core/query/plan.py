@@ -213,9 +213,13 @@ class History(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="block"):
-    """The bytes of the block of one version. Raises NotFound when there is none."""
+    """The bytes of the block of one version. Raises NotFound when there is none.
+
+    ``source`` is a hint: the vertex that it is a version of, or where the edge begins.
+    """
 
     digest: Digest
+    source: Digest | None = None
 
 
 Query = Get | FindNodes | FindEdges | Count | Traverse | ShortestPath | Neighbours | History | Block
@@ -258,6 +262,8 @@ def _problems(query: Query, limits: LimitConfig) -> Iterator[Problem]:
             yield from _check_between("limit", query.limit, 1, limits.query_rows_max)
         case Block():
             yield from _check_digests("digest", (query.digest,), 1)
+            if query.source is not None:
+                yield from _check_digests("source", (query.source,), 1)
 
 
 def _check_count(query: Count) -> Iterator[Problem]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from cluster_core.errors import NotFound
 from cluster_core.graph.cid import cid_text
 from cluster_core.query.plan import Block, Get, History, Neighbours
 from cluster_core.query.results import BlockRow, VersionRow
@@ -138,3 +139,23 @@ async def test_a_block_is_bytes_that_may_be_kept_for_ever(
     assert answer.content == b"\xa0"
     assert answer.headers["content-type"] == "application/vnd.ipld.dag-cbor"
     assert "immutable" in answer.headers["cache-control"]
+
+
+async def test_a_block_is_read_where_it_is_said_to_be_and_from_any_replica(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    database.rows = [BlockRow(digest=ALICE.version, block=b"\xa0")]
+    answer = await client.get(f"/v1/blocks/{A_VERSION}?source_cid={A}")
+    assert answer.status_code == 200
+    asked, how = database.call
+    assert asked == Block(digest=ALICE.version, source=ALICE.digest)
+    assert how["consistency"] == "eventual"
+
+
+async def test_only_a_strong_read_says_that_a_block_is_nowhere(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    database.failure = NotFound("nothing here has the CID")
+    answer = await client.get(f"/v1/blocks/{A_VERSION}")
+    assert answer.status_code == 404
+    assert [how["consistency"] for _, how in database.calls] == ["eventual", "strong"]

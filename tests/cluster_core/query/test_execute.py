@@ -96,8 +96,14 @@ async def test_a_block_is_named_by_its_digest(cluster: TwoNodes) -> None:
     for digest in (source, edge, version):
         (row,) = (await cluster.ask(Block(digest=digest))).rows
         assert digest_of(cast("BlockRow", row).block) == digest
+    hinted = await cluster.ask(Block(digest=version, source=source))
+    misled = await cluster.ask(Block(digest=version, source=target))
+    assert hinted.rows == misled.rows
+    assert hinted.statistics.partitions <= 2
     with pytest.raises(NotFound):
         await cluster.ask(Block(digest=b"?" * 32))
+    with pytest.raises(NotFound):
+        await cluster.ask(Block(digest=b"?" * 32, source=b"!" * 32))
 
 
 async def test_the_history_is_cut_at_its_limit_and_says_so(cluster: TwoNodes) -> None:
