@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +41,7 @@ from cluster_core.replication.mesh import Mesh
 from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router
+from cluster_core.replication.snapshots import Snapshots
 from cluster_core.txn.atomic import AtomicExecutor
 from cluster_core.txn.executor import Executor
 from cluster_core.txn.participant import Participant
@@ -109,6 +111,7 @@ class ClusterNode:
             self.host, self.closed, engine, clock, founding.partition_count
         )
         self.router = Router(self.host, self.mesh, self.tables)
+        self.snapshots = Snapshots(self.host, self.mesh, engine)
         self.participant = Participant(self.router, clock, config)
         self.transactions = Transactions(self.router, self.participant, clock, config, random)
         count = founding.partition_count
@@ -191,6 +194,7 @@ class ClusterNode:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.snapshots.close()
         await self.feed.close()
         await self.transactions.close()
         await self.participant.close()
@@ -225,6 +229,11 @@ class ClusterNode:
 
     # Housekeeping.
 
+    def _truncate_logs(self) -> None:
+        raft = self.config.raft
+        for replica in list(self.host.replicas.values()):
+            self.host.truncate(replica, raft.log_keep_entries, raft.log_entries_max)
+
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
@@ -238,13 +247,17 @@ class ClusterNode:
             self._leaderships.send_home(now, full)
             self._leaderships.send_away(full)
             self.router.announce()
+            self._truncate_logs()
 
     # Events.
 
     def _publish(self, type_: str, node: NodeId, **more: Any) -> None:
         self._events += 1
-        at = rfc3339(self.clock.latest)
-        event_id = f"{self.node_id}-{self.clock.latest:x}-{self._events}"
+        now = self.clock.latest
+        with suppress(ClockCeiling):
+            now = self.clock.now()  # the latest alone stands still while nothing is written
+        at = rfc3339(now)
+        event_id = f"{self.node_id}-{now:x}-{self._events}"
         self.bus.publish(ClusterEvent(type=type_, node_id=node, at=at, id=event_id, **more))
 
     def _report_leader(self, replica: Replica) -> None:

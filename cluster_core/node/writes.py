@@ -141,6 +141,8 @@ class Writes:
             elif not forward:
                 await self._require_leader_here(item, deadline)
             result = await self._execute_one(item, eventual, deadline)
+        except NotLeader:
+            raise  # a redirect is no failure
         except KotobaError:
             self.failed += 1
             raise
