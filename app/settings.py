@@ -162,8 +162,8 @@ class NodeSettings(BaseSettings):
     history_retention_ms: int = Field(
         _DEFAULTS.replication.history_retention_ms,
         ge=1_000,
-        description="How long old versions, deletions and changes are kept, for as_of, /history and "
-        "feeds that resume; up to a sixteenth longer. Requests with an Idempotency-Key are "
+        description="How long old versions, deletions and changes are kept, for as_of, /history "
+        "and feeds that resume; up to a sixteenth longer. Requests with an Idempotency-Key are "
         "remembered for an hour, but no longer than this.",
     )
     stop_on_stdin_eof: bool = Field(
