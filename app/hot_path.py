@@ -26,7 +26,15 @@ from app.metrics import Metrics
 from app.ports import Database
 from app.problems import Answer, ClientGone, error_answer, invalid, invalid_body
 from app.reading import read_entity, timeout_of
-from app.rendering import batch_answer, operation_answer, query_answer, transaction_answer
+from app.rendering import (
+    batch_answer,
+    index_json,
+    json_answer,
+    operation_answer,
+    plan_answer,
+    query_answer,
+    transaction_answer,
+)
 from app.requests import (
     JSON,
     NDJSON,
@@ -39,6 +47,7 @@ from app.requests import (
     read_body,
     session_of,
 )
+from app.schemas.indexes import INDEX_REQUEST, IndexRequest
 from app.schemas.operations import (
     OPERATION,
     BatchParameters,
@@ -55,6 +64,8 @@ from cluster_core.hlc import parse_timestamp
 
 __all__ = [
     "BATCH_PATH",
+    "EXPLAIN_PATH",
+    "INDEXES_PATH",
     "NODE_PREFIX",
     "OPERATIONS_PATH",
     "QUERY_PATH",
@@ -70,6 +81,8 @@ OPERATIONS_PATH: Final = "/v1/operations"
 BATCH_PATH: Final = "/v1/operations/batch"
 TRANSACTIONS_PATH: Final = "/v1/transactions"
 QUERY_PATH: Final = "/v1/query"
+EXPLAIN_PATH: Final = "/v1/query/explain"
+INDEXES_PATH: Final = "/v1/indexes"
 NODE_PREFIX: Final = "/v1/nodes/"
 
 _JSON_ONLY: Final = frozenset({JSON})
@@ -81,6 +94,7 @@ _READ_DEFAULTS: Final = NodeParameters()
 
 QUERY_BYTES_MAX: Final = 2 << 20
 """10,000 CIDs take 0.6 MB. (An entity takes at most six times its size: JSON may escape a byte.)"""
+INDEX_BYTES_MAX: Final = 16 << 10
 REMEMBERED_BYTES_MAX: Final = 100
 
 PRINCIPAL: Final = ""
@@ -103,18 +117,24 @@ class HotPath:
         batch = self._bare(BATCH_PATH, "POST", self._batch)
         transaction = self._bare(TRANSACTIONS_PATH, "POST", self._transaction)
         query = self._bare(QUERY_PATH, "POST", self._query)
+        explain = self._bare(EXPLAIN_PATH, "POST", self._explain)
+        index = self._bare(INDEXES_PATH, "POST", self._index)
         self.node = self._bare(NODE_PREFIX + "{cid}", "GET", self._node)
         self.by_method_and_path: Final[dict[tuple[str, str], Handler]] = {
             ("POST", OPERATIONS_PATH): operation,
             ("POST", BATCH_PATH): batch,
             ("POST", TRANSACTIONS_PATH): transaction,
             ("POST", QUERY_PATH): query,
+            ("POST", EXPLAIN_PATH): explain,
+            ("POST", INDEXES_PATH): index,
         }
         self.by_route: Final[dict[str, Handler]] = {
             OPERATIONS_PATH: operation,
             BATCH_PATH: batch,
             TRANSACTIONS_PATH: transaction,
             QUERY_PATH: query,
+            EXPLAIN_PATH: explain,
+            INDEXES_PATH: index,
             NODE_PREFIX + "{cid}": self.node,
         }
 
@@ -210,10 +230,7 @@ class HotPath:
 
     async def _query(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)
-        media_type_of(headers, _JSON_ONLY)
-        if scope["query_string"]:
-            parameters_of(scope["query_string"], NoParameters)
-        request = _read_query(await read_body(receive, headers, self._query_bytes_max))
+        request = await self._read_query(scope, receive, headers)
         session = request.session
         result = await self._database.execute_query(
             request.to_plan(),
@@ -226,6 +243,27 @@ class HotPath:
             timeout_ms=timeout_of(request.timeout_ms, self._limits),
         )
         return query_answer(result)
+
+    async def _explain(self, scope: Scope, receive: Receive) -> Answer:
+        request = await self._read_query(scope, receive, headers_of(scope))
+        as_of = None if request.as_of is None else parse_timestamp(request.as_of, where="as_of")
+        return plan_answer(await self._database.explain_query(request.to_plan(), as_of=as_of))
+
+    async def _read_query(self, scope: Scope, receive: Receive, headers: Headers) -> QueryRequest:
+        media_type_of(headers, _JSON_ONLY)
+        if scope["query_string"]:
+            parameters_of(scope["query_string"], NoParameters)
+        return _read_query(await read_body(receive, headers, self._query_bytes_max))
+
+    async def _index(self, scope: Scope, receive: Receive) -> Answer:
+        headers = headers_of(scope)
+        media_type_of(headers, _JSON_ONLY)
+        if scope["query_string"]:
+            parameters_of(scope["query_string"], NoParameters)
+        body = await read_body(receive, headers, INDEX_BYTES_MAX)
+        request = _read_index(body)
+        index, is_new = await self._database.declare_index(request.label, request.property)
+        return json_answer(index_json(index), status=201 if is_new else 200)
 
     async def _node(self, scope: Scope, receive: Receive) -> Answer:
         query_string = scope["query_string"]
@@ -268,6 +306,16 @@ def _read_query(body: bytes) -> QueryRequest:
         request = QUERY_REQUEST.validate_json(body)
     except ValidationError as error:
         raise invalid_body(error, body) from None
+    refuse_repeated_keys(body)
+    return request
+
+
+def _read_index(body: bytes) -> IndexRequest:
+    try:
+        request = INDEX_REQUEST.validate_json(body)
+    except ValidationError as error:
+        raise invalid_body(error, body) from None
+    request.refuse_unknown()
     refuse_repeated_keys(body)
     return request
 

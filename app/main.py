@@ -29,6 +29,7 @@ from app.rendering import NO_STORE, as_response, json_answer
 from app.routes import (
     entities,
     events,
+    indexes,
     operations,
     partitions,
     queries,
@@ -106,6 +107,8 @@ def create_api() -> FastAPI:
         operations.router,
         transactions.router,
         queries.router,
+        indexes.hot_router,
+        indexes.router,
         entities.hot_router,
         entities.router,
         status.router,

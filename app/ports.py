@@ -15,8 +15,15 @@ from cluster_core.graph.operations import (
     TransactionResult,
 )
 from cluster_core.query.plan import Query
+from cluster_core.query.planner import Explanation
 from cluster_core.query.results import QueryResult
-from cluster_core.status import ClusterStatus, HealthStatus, PartitionStatus, ReadyStatus
+from cluster_core.status import (
+    ClusterStatus,
+    HealthStatus,
+    IndexStatus,
+    PartitionStatus,
+    ReadyStatus,
+)
 from cluster_core.types import Consistency, Digest, NodeId, Timestamp
 
 __all__ = ["Database", "EventSubscription", "WriteConsistency"]
@@ -84,6 +91,21 @@ class Database(Protocol):
         max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
     ) -> QueryResult: ...
+
+    async def explain_query(
+        self, query: Query, *, as_of: Timestamp | None = None
+    ) -> Explanation: ...
+
+    async def declare_index(
+        self, label: str, name: str, *, timeout_ms: int | None = None
+    ) -> tuple[IndexStatus, bool]:
+        """The second value says whether it is new."""
+        ...
+
+    async def drop_index(
+        self, label: str, name: str, *, timeout_ms: int | None = None
+    ) -> IndexStatus: ...
+    async def indexes(self, *, timeout_ms: int | None = None) -> list[IndexStatus]: ...
 
     async def get_status(self) -> ClusterStatus: ...
     async def check_health(self) -> HealthStatus: ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 import orjson
 from fastapi import Response
 
@@ -19,6 +20,7 @@ from cluster_core.graph.entities import Edge, Vertex
 from cluster_core.graph.operations import OperationResult, TransactionResult
 from cluster_core.graph.values import value_to_json
 from cluster_core.hlc import format_timestamp
+from cluster_core.query.planner import Explanation
 from cluster_core.query.results import (
     BlockRow,
     CountRow,
@@ -30,6 +32,7 @@ from cluster_core.query.results import (
     TraversedVertex,
     VersionRow,
 )
+from cluster_core.status import IndexStatus
 from cluster_core.types import Timestamp
 
 __all__ = [
@@ -39,9 +42,11 @@ __all__ = [
     "edge_json",
     "entity_answer",
     "entity_json",
+    "index_json",
     "json_answer",
     "node_json",
     "operation_answer",
+    "plan_answer",
     "query_answer",
     "transaction_answer",
 ]
@@ -142,6 +147,17 @@ def query_answer(result: QueryResult) -> Answer:
         "statistics": _statistics_json(result.statistics),
     }
     return json_answer(document, _session(result.session))
+
+
+def plan_answer(plan: Explanation) -> Answer:
+    """How a query would be executed."""
+    return json_answer({"plan": msgspec.to_builtins(plan)})
+
+
+def index_json(index: IndexStatus) -> dict[str, Any]:
+    since = None if index.since is None else format_timestamp(index.since)
+    document: dict[str, Any] = msgspec.to_builtins(index)
+    return document | {"since": since}
 
 
 def _session(timestamp: Timestamp) -> tuple[bytes, bytes]:

@@ -6,10 +6,10 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Header
 
-from app.hot_path import QUERY_PATH, HotRoute
+from app.hot_path import EXPLAIN_PATH, QUERY_PATH, HotRoute
 from app.schemas import queries as schemas
 from app.schemas.problems import problems
-from app.schemas.queries import QueryAnswer, QueryRequest
+from app.schemas.queries import PlanAnswer, QueryAnswer, QueryRequest
 
 __all__ = ["router"]
 
@@ -44,4 +44,24 @@ async def execute_query(
     """All partitions are read in one snapshot; `timestamp` says which.
 
     Every query is bounded. An answer that a bound has cut says `truncated`, and `bound` names it.
+    """
+
+
+@router.post(
+    EXPLAIN_PATH,
+    summary="Explain a query",
+    response_model=PlanAnswer,
+    response_description="The plan; nothing is read.",
+    responses=problems(
+        "invalid_request", "too_large", "unsupported_media_type", "unavailable", "internal"
+    ),
+)
+async def explain_query(
+    query: Annotated[QueryRequest, Body(openapi_examples=schemas.EXAMPLES)],
+) -> None:
+    """Which index the query would use, as this node knows the indexes now, or `as_of` a past time.
+
+    A property index is taken where the condition bounds its property: single values before closed
+    ranges and `starts_with`, these before half-open ranges; else where it has the order of
+    `order_by`; else the index of the first label, so name the rarest first.
     """

@@ -31,6 +31,7 @@ __all__ = [
     "QUERY_REQUEST",
     "EdgesAnswer",
     "HistoryAnswer",
+    "PlanAnswer",
     "QueryAnswer",
     "QueryRequest",
 ]
@@ -373,6 +374,33 @@ class QueryAnswer(_Page):
     """Rows of one kind, which the query decides."""
 
     rows: list[Node | Edge | Counted | TraversedNode | TraversedEdge | Path]
+
+
+class Plan(AnswerModel):
+    """How a query finds its rows. There are no statistics: the choice follows from its shape."""
+
+    kind: str
+    access: Annotated[
+        Literal["property_index", "label_index", "scan", "lookup", "adjacency"],
+        Field(description="`scan`: all nodes, or all edges. `lookup`, `adjacency`: by CID."),
+    ]
+    index: Annotated[str | None, Field(description="As `statistics.index` names it.")]
+    ranges: Annotated[
+        int | None, Field(description="Ranges of the property index that are read, per partition.")
+    ]
+    filter: Annotated[bool, Field(description="Whether what is found is filtered further.")]
+    records_read: Annotated[bool, Field(description="False where the index alone can count.")]
+    order: Annotated[
+        Literal["index", "sort", "place"] | None,
+        Field(description="Rows in the order of the index, sorted, or by partition and CID."),
+    ]
+    partitions: Annotated[
+        int | None, Field(description="Partitions read; null where that depends on what is found.")
+    ]
+
+
+class PlanAnswer(AnswerModel):
+    plan: Plan
 
 
 class EdgesAnswer(_Page):

@@ -20,10 +20,12 @@ from cluster_core.graph.operations import (
     TransactionResult,
 )
 from cluster_core.query.plan import Get, Query
+from cluster_core.query.planner import Explanation, explain
 from cluster_core.query.results import QueryResult, Row, Statistics
 from cluster_core.status import (
     ClusterStatus,
     HealthStatus,
+    IndexStatus,
     MembershipStatus,
     MemberStatus,
     PartitionsStatus,
@@ -101,6 +103,7 @@ class FakeDatabase:
             missing=[],
         )
         self.subscription = FakeSubscription()
+        self.declared: dict[tuple[str, str], IndexStatus] = {}
 
     @property
     def call(self) -> tuple[Any, dict[str, Any]]:
@@ -158,6 +161,28 @@ class FakeDatabase:
             statistics=Statistics(partitions=64, cluster_nodes=3, scanned=9, elapsed_ms=1.23456),
             cursor=self.cursor,
         )
+
+    async def explain_query(self, query: Query, **how: Any) -> Explanation:
+        self._note(query, **how)
+        return explain(query, [], 64)
+
+    async def declare_index(self, label: str, name: str, **how: Any) -> tuple[IndexStatus, bool]:
+        self._note(("declare", label, name), **how)
+        is_new = (label, name) not in self.declared
+        self.declared[label, name] = IndexStatus(
+            label=label, property=name, state="building", partitions_done=3, partition_count=64
+        )
+        return self.declared[label, name], is_new
+
+    async def drop_index(self, label: str, name: str, **how: Any) -> IndexStatus:
+        self._note(("drop", label, name), **how)
+        if (label, name) not in self.declared:
+            raise NotFound(f"there is no index on {label}.{name}")
+        return self.declared.pop((label, name))
+
+    async def indexes(self, **how: Any) -> list[IndexStatus]:
+        self._note("indexes", **how)
+        return list(self.declared.values())
 
     async def get_status(self) -> ClusterStatus:
         self._note("status")
