@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint soak bench clean
+.PHONY: help demo test lint soak bench bench-graph clean
 
 help:
 	@echo "make demo    three nodes, a real graph, a killed leader: see it work (under 3 minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint    formatting, types, layers"
 	@echo "make soak    real processes killed, stopped and cut off for a minute each"
 	@echo "make bench   writes/s, reads/s, failover; beside etcd where it is installed"
+	@echo "make bench-graph   100,000 vertices and 500,000 edges: loading, traversals, look-ups"
 	@echo "make clean   remove .venv and caches"
 
 $(READY): pyproject.toml constraints.txt
@@ -40,6 +41,9 @@ soak: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
+
+bench-graph: $(READY)
+	@$(BIN)/python -m benchmarks.graph
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -50,7 +50,9 @@ def test_every_setting_of_a_node_is_an_option(capsys: pytest.CaptureFixture[str]
         assert option_of(name) in text
 
 
-@pytest.mark.parametrize("command", ["status", "query", "op", "events"])
+@pytest.mark.parametrize(
+    "command", ["status", "members", "query", "op", "events", "import", "export"]
+)
 def test_the_help_of_the_client_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert client(command, "--help") == 0
     assert "Usage: kotoba " + command in capsys.readouterr().out
@@ -67,6 +69,14 @@ def test_the_help_of_the_client_teaches(command: str, capsys: pytest.CaptureFixt
         (["query", "@/nowhere/query.json"], "cannot read /nowhere/query.json"),
         (["op", "3"], "a JSON object is needed"),
         (["--url=nowhere", "status"], "--url: must be like"),
+        (["import"], "nothing to import"),
+        (["import", "--nodes=/nowhere.csv"], "cannot read /nowhere.csv"),
+        (["import", "--nodes=/dev/null"], "say --format"),
+        (["import", "--edges=A:B=/nowhere.csv"], "an edge has one label"),
+        (["import", "--nodes=x", "--map=a:int"], "--map: 'a:int' is not like"),
+        (["import", "--nodes=x", "--map=a=b:date"], "--map: 'b:date'"),
+        (["import", "--format=xml"], "--format"),
+        (["export"], "nothing to export"),
     ],
 )
 def test_the_client_reports_bad_input_in_one_line_and_exit_code_2(
