@@ -196,6 +196,8 @@ class EventBus:
         )
         self._subscriptions[subscription] = None
         self.change_listeners += changes
+        if self.resolved is not None:
+            subscription.give(Resolved(timestamp=self.resolved))  # where its changes begin
         return subscription
 
     def _forget(self, subscription: Subscription) -> None:

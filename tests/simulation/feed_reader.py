@@ -8,6 +8,7 @@ those that it gave up on when it came back later than they are kept.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import Final
 
@@ -15,7 +16,7 @@ from cluster_core.cluster import KotobaCluster
 from cluster_core.errors import HistoryCollected, KotobaError
 from cluster_core.events import Change, Event, Resolved, SlowReader
 from cluster_core.graph.cid import cid_text
-from cluster_core.types import Timestamp
+from cluster_core.types import Digest, Timestamp
 from tests.simulation.loop import ProcessDied
 from tests.simulation.world import World
 
@@ -23,6 +24,8 @@ __all__ = ["FeedReader", "Seen"]
 
 Seen = tuple[Timestamp, int, str]
 """Timestamp, partition and CID of a change."""
+
+_CATCH_UP_S: Final = 30.0
 
 _PATIENCE_S: Final = 2.0
 """At most so long at one node before the reader goes to another."""
@@ -43,8 +46,9 @@ class FeedReader:
         self._random = random.Random(f"{world.seed}/{name}")
         self._unsure: list[Seen] = []
 
-    async def run(self, until: float) -> None:
-        while self._world.loop.time() < until:
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
             node = self._random.choice(self._world.nodes)
             try:
                 async with asyncio.timeout(self._patience()):
@@ -56,6 +60,22 @@ class FeedReader:
                 pass
             self._unsure.clear()
             await asyncio.sleep(self._random.uniform(0, 0.2))
+
+    async def finish(
+        self, following: asyncio.Future[None], committed: set[tuple[Timestamp, int, Digest]]
+    ) -> None:
+        """Nothing goes wrong any more: wait until it has everything, and compare."""
+        self.disturbed = False
+        upto = max((change[0] for change in committed), default=0)
+        await self._world.until(
+            lambda: following.done() or (self.resolved or 0) >= upto,
+            _CATCH_UP_S,
+            f"{self.name} has come to the end",
+        )
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        self.check(committed, upto)
 
     def _patience(self) -> float:
         return self._random.uniform(0.1, _PATIENCE_S) if self.disturbed else 30.0
@@ -88,11 +108,11 @@ class FeedReader:
             self.resolved = event.timestamp
 
     def _give_up(self) -> None:
-        assert self.resolved is not None
-        self.begins.append((self.resolved, 0))
-        self.resolved = None
+        if self.resolved is not None:
+            self.begins.append((self.resolved, 0))
+            self.resolved = None
 
-    def check(self, committed: set[tuple[Timestamp, int, bytes]], upto: Timestamp) -> None:
+    def check(self, committed: set[tuple[Timestamp, int, Digest]], upto: Timestamp) -> None:
         """Compare with all changes that were committed, up to ``upto``."""
         assert self.resolved is not None, f"{self.name} never got a Resolved"
         assert self.resolved >= upto, f"{self.name} has not come to the end"

@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tests.simulation.bank import Bank, Teller
 from tests.simulation.chaos import Chaos
+from tests.simulation.feed_reader import FeedReader
 from tests.simulation.librarian import Librarian
 from tests.simulation.linearizability import check
 from tests.simulation.models import EntityModel
+from tests.simulation.past import compare_past
 from tests.simulation.watch import Watch
 from tests.simulation.workload import Client, History
-from tests.simulation.world import World, simulate
+from tests.simulation.world import SIM_CONFIG, World, simulate
 
 __all__ = ["Run", "run"]
 
 _RECOVERY_S: Final = 30.0
 """Of virtual time, in which a cluster without faults must be whole again."""
 _TRACE_LINES: Final = 60
+
+FORGETFUL: Final = replace(
+    SIM_CONFIG, replication=replace(SIM_CONFIG.replication, history_retention_ms=3_000)
+)
+"""Old versions are collected while a run goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +65,9 @@ def run(
     """Run ``seed``. Raises an AssertionError that begins with the seed when anything is wrong.
 
     With more ``nodes`` than a partition has replicas, no node has all of them. ``only`` names the
-    one kind of fault that is wanted (``chaos.py``).
+    one kind of fault that is wanted (``chaos.py``). Every third seed forgets its past soon.
     """
+    config = FORGETFUL if seed % 3 == 2 else SIM_CONFIG
     banks: list[Bank] = []
     worlds: list[World] = []
     history = History()
@@ -71,7 +79,7 @@ def run(
         await _live(banks[0], trouble, seconds=seconds, clients=clients, tellers=tellers)
 
     try:
-        world = simulate(seed, scenario, nodes=nodes)
+        world = simulate(seed, scenario, nodes=nodes, config=config)
         assert not world.failures, "\n".join(world.failures)
         result = check(history.with_cascades(), EntityModel())
         assert result.ok, result.report
@@ -107,6 +115,8 @@ async def _live(
         for number in range(1, tellers + 1)
     ]
     workers.append(Librarian(world, history, "librarian", home=world.random.choice(world.nodes)))
+    reader = FeedReader(world, "reader")
+    following = asyncio.ensure_future(reader.run())
     tasks: list[Coroutine[Any, Any, None]] = [worker.run(until) for worker in workers]
     if trouble is not None:
         tasks.append(trouble.run(until))
@@ -114,6 +124,8 @@ async def _live(
     if trouble is not None:
         await trouble.end()
     await _recover(bank, watch)
+    await compare_past(world, history)
+    await reader.finish(following, watch.closed.changes)
     watch.at_rest(history)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
@@ -17,15 +16,12 @@ from cluster_core.graph.operations import BatchOperation, CreateEdge, CreateNode
 from cluster_core.types import Timestamp
 from tests.simulation.chaos import Chaos
 from tests.simulation.feed_reader import FeedReader
+from tests.simulation.runs import FORGETFUL
 from tests.simulation.watch import Watch
 from tests.simulation.workload import Client, History
 from tests.simulation.world import SIM_CONFIG, SimNode, World, simulate
 
 pytestmark = pytest.mark.simulation
-
-SHORT: Final = replace(
-    SIM_CONFIG, replication=replace(SIM_CONFIG.replication, history_retention_ms=3_000)
-)
 
 
 async def follow_through_trouble(world: World, seconds: float, *, chaos: bool) -> None:
@@ -36,7 +32,7 @@ async def follow_through_trouble(world: World, seconds: float, *, chaos: bool) -
     until = world.loop.time() + seconds
     trouble = Chaos(world, pace=1.0)
     readers = [FeedReader(world, f"reader{number}") for number in range(1, 4)]
-    following = [asyncio.ensure_future(reader.run(until + 60)) for reader in readers]
+    following = [asyncio.ensure_future(reader.run()) for reader in readers]
     clients = [
         Client(world, history, f"client{number}", home=world.nodes[number % len(world.nodes)])
         for number in range(1, 5)
@@ -47,21 +43,9 @@ async def follow_through_trouble(world: World, seconds: float, *, chaos: bool) -
     await asyncio.gather(*busy)
     await trouble.end()
     await world.until_ready()
-    upto = max((change[0] for change in watch.closed.changes), default=0)
-    for reader in readers:
-        reader.disturbed = False
-
-    def is_complete() -> bool:
-        return all((reader.resolved or 0) >= upto for reader in readers)
-
-    await world.until(is_complete, 30, "every reader has come to the end")
-    for task in following:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
     assert watch.closed.changes
-    for reader in readers:
-        reader.check(watch.closed.changes, upto)
+    for reader, task in zip(readers, following, strict=True):
+        await reader.finish(task, watch.closed.changes)
 
 
 def test_every_change_is_seen_once_and_in_order() -> None:
@@ -92,7 +76,7 @@ def test_nor_while_the_past_is_collected(seed: int) -> None:
     async def scenario(world: World) -> None:
         await follow_through_trouble(world, 12, chaos=True)
 
-    _run(seed, scenario, config=SHORT)
+    _run(seed, scenario, config=FORGETFUL)
 
 
 def _run(seed: int, scenario: Any, **how: Any) -> None:
@@ -248,7 +232,7 @@ def test_what_is_not_kept_any_more_is_refused() -> None:
         with pytest.raises(InvalidRequest):
             await _read(world.nodes[0], 1, since=first.timestamp + (3_600_000 << 16))
 
-    _run(16, scenario, config=SHORT)
+    _run(16, scenario, config=FORGETFUL)
 
 
 def test_more_changes_at_one_time_than_a_queue_holds_can_be_caught_up() -> None:
