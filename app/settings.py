@@ -156,8 +156,8 @@ class NodeSettings(BaseSettings):
         _DEFAULTS.storage.reserve_bytes,
         ge=0,
         description="Room on the disk that is kept for the database's own bookkeeping, by a file "
-        "in the data folder; on a small disk at most a sixteenth of it. When it is touched, writes "
-        "are refused with storage_full, until twice as much is free.",
+        "in the data folder; on a small disk at most a sixteenth of it. With less than half of it "
+        "free, writes are refused with storage_full, until as much is free beside it.",
     )
     history_retention_ms: int = Field(
         _DEFAULTS.replication.history_retention_ms,

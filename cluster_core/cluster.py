@@ -571,5 +571,5 @@ class KotobaCluster:
 
 
 def _has_room_to_open(engine: Engine) -> bool:
-    """With its reserve held again, or with half of what that takes: enough to start with."""
-    return engine.has_room() or 2 * engine.disk_free_bytes() >= max(1, engine.reserve_bytes)
+    """Half of the reserve, held or free, is enough to start with."""
+    return 2 * engine.room_bytes() >= max(1, engine.reserve_bytes)

@@ -73,8 +73,9 @@ class Engine(Protocol):
     sync it may not be opened again: what the system still shows of it need not be on the disk.
 
     The *reserve* is room on the disk that only the database's own bookkeeping may use. The engine
-    keeps it occupied; when the disk gets full it gives it up, and occupies it again when there is
-    room. So a disk that anybody filled to the last byte still takes terms, votes and decisions.
+    keeps it occupied, gives it up in slices when the disk has nothing else left, and occupies it
+    again when there is room (``storage/reserve.py``). So a disk that anybody filled to the last byte
+    still takes terms, votes and decisions.
     """
 
     def batch(self) -> Batch: ...
@@ -97,16 +98,21 @@ class Engine(Protocol):
 
     @property
     def state(self) -> StorageState:
-        """``full`` while the reserve is not held, as of the last :meth:`has_room`, and for good
-        after a write that found no space; ``failed``, for good, after any other failure."""
+        """``full`` without room, as of the last :meth:`has_room`, and for good after a write that
+        found no space; ``failed``, for good, after any other failure."""
         ...
 
     @property
     def reserve_bytes(self) -> int: ...
 
     def has_room(self) -> bool:
-        """Whether the reserve is held, after a look at the disk: it is given up when less than half
-        of its size is free beside it, and taken when twice its size is free. Cheap; asked often."""
+        """Whether clients may write, after a look at the disk: not with less free than half of the
+        reserve, and then not before all of it is held again with as much free. Cheap; asked
+        often."""
+        ...
+
+    def room_bytes(self) -> int:
+        """Bytes that this node can still write: those that are free, and those held in reserve."""
         ...
 
     def disk_bytes(self) -> int:

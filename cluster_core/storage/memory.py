@@ -18,6 +18,7 @@ from sortedcontainers import SortedDict
 
 from cluster_core.errors import KotobaError, StorageFailed, StorageFull
 from cluster_core.ports import DATA, RAFT, Batch, Random, StorageState
+from cluster_core.storage.reserve import Reserve
 
 __all__ = ["MemoryBatch", "MemoryDisk", "MemoryEngine"]
 
@@ -107,8 +108,7 @@ class MemoryDisk:
     ) -> None:
         self.sync_delay = sync_delay
         self.capacity_bytes = capacity_bytes
-        self.reserve_bytes = reserve_bytes
-        self.reserve_held = True
+        self.reserve = Reserve(reserve_bytes, reserve_bytes)
         self.fail_writes: type[StorageFull] | type[StorageFailed] | None = None
         self.families = _Families()
         self.owner: MemoryEngine | None = None
@@ -122,8 +122,11 @@ class MemoryEngine:
         if self.disk.owner is not None:
             raise StorageFailed("another engine uses this disk")
         self._families = _Families(self.disk.families)
-        if not self.has_room() and self.disk_free_bytes() == 0:
+        reserve = self.disk.reserve
+        reserve.held = reserve.before_opening(self.disk_free_bytes())
+        if not self.disk_free_bytes():
             raise _error(StorageFull)
+        self.has_room()
         self.disk.owner = self
         self._journal: list[MemoryBatch] = []
         """Written and not synced, oldest first: batches ``_synced`` to ``_written``."""
@@ -135,19 +138,19 @@ class MemoryEngine:
 
     @property
     def state(self) -> StorageState:
-        return self._state if self._state != "ok" or self.disk.reserve_held else "full"
+        return self._state if self._state != "ok" or self.disk.reserve.has_room else "full"
 
     @property
     def reserve_bytes(self) -> int:
-        return self.disk.reserve_bytes
+        return self.disk.reserve.size
 
     def has_room(self) -> bool:
-        disk, free = self.disk, self.disk_free_bytes()
-        if disk.reserve_held:
-            disk.reserve_held = not disk.reserve_bytes or free >= disk.reserve_bytes // 2
-        else:
-            disk.reserve_held = free >= 2 * disk.reserve_bytes
-        return disk.reserve_held
+        reserve = self.disk.reserve
+        reserve.held = reserve.look(self.disk_free_bytes())
+        return reserve.has_room
+
+    def room_bytes(self) -> int:
+        return self.disk_free_bytes() + self.disk.reserve.held
 
     @property
     def is_open(self) -> bool:
@@ -209,7 +212,7 @@ class MemoryEngine:
         return max(0, self.disk.capacity_bytes - self._used())
 
     def _used(self) -> int:
-        return self._families.size + (self.disk.reserve_bytes if self.disk.reserve_held else 0)
+        return self._families.size + self.disk.reserve.held
 
     def close(self) -> None:
         """End as a process that exits: what it wrote stays, synced or not."""

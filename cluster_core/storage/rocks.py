@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from time import monotonic
-from typing import BinaryIO, Final
+from typing import Final
 from weakref import WeakSet
 
 from rocksdict import (
@@ -39,6 +39,7 @@ from rocksdict import (
 
 from cluster_core.errors import KotobaError, StorageFailed, StorageFull
 from cluster_core.ports import DATA, RAFT, Batch, StorageState
+from cluster_core.storage.reserve import Reserve
 
 __all__ = ["RocksBatch", "RocksEngine"]
 
@@ -122,7 +123,7 @@ class RocksEngine:
     ) -> None:
         self._path = os.fspath(path)
         _make_folder(self._path)
-        self._reserve = _Reserve(self._path, reserve_bytes)
+        self._reserve = _ReserveFile(self._path, reserve_bytes)
         if write_buffer_bytes is None:
             part = _disk_bytes(self._path) // _WRITE_BUFFER_SHARE
             write_buffer_bytes = min(max(part, 1 << 20), _WRITE_BUFFER_BYTES_MAX)
@@ -143,14 +144,17 @@ class RocksEngine:
 
     @property
     def state(self) -> StorageState:
-        return self._state if self._state != "ok" or self._reserve.held else "full"
+        return self._state if self._state != "ok" or self._reserve.reserve.has_room else "full"
 
     @property
     def reserve_bytes(self) -> int:
-        return self._reserve.size
+        return self._reserve.reserve.size
 
     def has_room(self) -> bool:
         return self._reserve.look()
+
+    def room_bytes(self) -> int:
+        return self._reserve.room_bytes()
 
     def batch(self) -> RocksBatch:
         return RocksBatch(self._handles)
@@ -315,59 +319,59 @@ class RocksEngine:
         return self._measured
 
 
-class _Reserve:
-    """A file that keeps ``size`` bytes of the disk occupied while it is held.
+class _ReserveFile:
+    """Occupies what a :class:`Reserve` holds of the disk, by a file of that length.
 
-    ``wanted`` bytes, less on a small disk; 0 is a reserve that is always held.
+    ``wanted`` bytes, less on a small disk.
     """
 
-    def __init__(self, path: str, wanted: int) -> None:
-        self._folder = path
-        self._path = os.path.join(path, _RESERVE)
-        self.size = min(wanted, _disk_bytes(path) // _RESERVE_SHARE)
-        self.held = self._occupied() == self.size
-        self._give_up_if_needed()
+    def __init__(self, folder: str, wanted: int) -> None:
+        self._folder = folder
+        self._path = os.path.join(folder, _RESERVE)
+        size = min(wanted, _disk_bytes(folder) // _RESERVE_SHARE)
+        self.reserve = Reserve(size, min(size, self._length()))
+        self._hold(self.reserve.before_opening(_free_bytes(folder)))
 
     def look(self) -> bool:
         """See ``Engine.has_room``."""
-        if self.held:
-            self._give_up_if_needed()
-        elif _free_bytes(self._folder) >= 2 * self.size:
-            self._take()
-        return self.held
+        self._hold(self.reserve.look(_free_bytes(self._folder)))
+        return self.reserve.has_room
 
-    def _give_up_if_needed(self) -> None:
-        if self.size and self.held and _free_bytes(self._folder) < self.size // 2:
-            self._give_up()
+    def room_bytes(self) -> int:
+        return _free_bytes(self._folder) + self.reserve.held
 
-    def _occupied(self) -> int:
-        """Bytes of the file; one of another size is not the reserve."""
+    def _length(self) -> int:
         try:
             return os.stat(self._path).st_size
         except OSError:
             return 0
 
-    def _give_up(self) -> None:
-        self.held = False
-        with suppress(OSError):
-            os.unlink(self._path)
-
-    def _take(self) -> None:
+    def _hold(self, length: int) -> None:
+        if length == self._length():
+            self.reserve.held = length
+            return
         try:
-            with open(self._path, "wb") as file:
-                _occupy(file, self.size)
-            self.held = True
-        except OSError:
-            self._give_up()
+            if length > self.reserve.held:
+                _occupy(self._path, length)
+            elif length:
+                os.truncate(self._path, length)
+            else:
+                os.unlink(self._path)
+            self.reserve.held = length
+        except OSError:  # there was less room than it seemed
+            with suppress(OSError):
+                os.unlink(self._path)
+            self.reserve.held = 0
 
 
-def _occupy(file: BinaryIO, size: int) -> None:
-    """Give ``file`` its ``size`` in blocks of the disk, not only in name."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
-    else:  # it does not exist for every platform
-        file.writelines(bytes(1 << 20) for _ in range(0, size, 1 << 20))
-        file.truncate(size)
+def _occupy(path: str, size: int) -> None:
+    """A file with ``size`` in blocks of the disk, not only in name."""
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # it does not exist for every platform
+            file.writelines(bytes(1 << 20) for _ in range(0, size, 1 << 20))
+            file.truncate(size)
 
 
 class _Scan:

@@ -162,7 +162,7 @@ class SimNode:
         holds in reserve, or of that."""
         engine, disk = self.disk.owner, self.disk
         used = disk.families.size if engine is None else engine.disk_bytes()
-        held = disk.reserve_bytes if disk.reserve_held and not with_reserve else 0
+        held = 0 if with_reserve else disk.reserve.held
         disk.capacity_bytes = used + held + free_bytes
 
     def empty_disk(self) -> None:

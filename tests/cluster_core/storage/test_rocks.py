@@ -220,23 +220,31 @@ def free_bytes_are(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr("cluster_core.storage.rocks._free_bytes", lambda _: free)
 
 
-def test_the_reserve_is_given_up_when_the_disk_gets_full_and_taken_back(
+def test_the_reserve_is_a_file_that_shrinks_when_it_is_needed_and_grows_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reserve, size = tmp_path / "store" / "RESERVE", 1 << 20
     engine = RocksEngine(tmp_path / "store", reserve_bytes=size)
     assert reserve.stat().st_blocks * 512 >= size
-    for free, room in (
-        (size // 2, True),
-        (size // 2 - 1, False),
-        (2 * size - 1, False),
-        (2 * size, True),
-        (size // 2, True),
+    for free, room, held in (
+        (size // 2, True, 4),
+        (size // 2 - 1, False, 4),
+        (size // 4 - 1, False, 3),
+        (0, False, 2),
+        (0, False, 1),
+        (size // 4, False, 1),
+        (0, False, 0),
+        (0, False, 0),
+        (2 * size - 1, False, 0),
+        (2 * size, False, 4),
+        (size - 1, False, 4),
+        (size, True, 4),
     ):
         free_bytes_are(monkeypatch, free)
         assert engine.has_room() is room
         assert engine.state == ("ok" if room else "full")
-        assert reserve.exists() is room
+        assert (reserve.stat().st_size if held else reserve.exists()) == held * size // 4
+        assert engine.room_bytes() == free + held * size // 4
     put(engine, b"a")
     engine.close()
 
@@ -248,7 +256,7 @@ def test_a_store_on_a_full_disk_gives_up_its_reserve_before_it_opens(
     free_bytes_are(monkeypatch, 0)
     engine = RocksEngine(tmp_path / "store", reserve_bytes=1 << 20)
     assert engine.state == "full"
-    assert not (tmp_path / "store" / "RESERVE").exists()
+    assert (tmp_path / "store" / "RESERVE").stat().st_size < 1 << 19
     put(engine, b"a")
     engine.close()
 
