@@ -9,66 +9,70 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any, Final
 
 from cluster_core.graph.parts import LockKind
 from cluster_core.types import Digest
 
-__all__ = ["LockTable", "compatible"]
+__all__ = ["LockTable"]
 
 Lock = tuple[Digest, LockKind]
 Priority = tuple[int, bytes]
 """(begin timestamp, transaction id): the smaller is the older, and the older waits."""
 
-
-def compatible(held: LockKind, wanted: LockKind) -> bool:
-    """SHARED goes with SHARED and WRITE, WRITE with SHARED only, EXCLUSIVE with nothing."""
-    if LockKind.EXCLUSIVE in (held, wanted):
-        return False
-    return LockKind.SHARED in (held, wanted)
+_NOBODY: Final[dict[bytes, tuple[LockKind, Priority]]] = {}
 
 
 class LockTable:
-    """The locks of one partition as its leader sees them: those in flight included."""
+    """The locks of one partition as its leader sees them: those in flight included.
+
+    SHARED goes with SHARED and WRITE, WRITE with SHARED only, EXCLUSIVE with nothing. SHARED locks
+    are kept apart, so that the next edge of a hub does not look at all those in the making: while a
+    graph is loaded, a hub has hundreds. A transaction holds one lock of an entity, its strongest.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[Digest, dict[bytes, tuple[LockKind, Priority]]] = {}
+        self._shared: dict[Digest, dict[bytes, Priority]] = {}
+        self._stronger: dict[Digest, dict[bytes, tuple[LockKind, Priority]]] = {}
         self._waiting: dict[Digest, list[asyncio.Future[None]]] = {}
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._shared) + len(self._stronger)
 
     def acquire(self, locks: Iterable[Lock], priority: Priority) -> None:
         transaction = priority[1]
         for digest, kind in locks:
-            holders = self._held.setdefault(digest, {})
-            before = holders.get(transaction)
-            if before is None or before[0] < kind:
-                holders[transaction] = (kind, priority)
+            stronger = self._stronger.get(digest, _NOBODY)
+            before = stronger.get(transaction)
+            if kind is LockKind.SHARED:
+                if before is None:
+                    self._shared.setdefault(digest, {})[transaction] = priority
+            elif before is None or before[0] < kind:
+                _drop(self._shared, digest, transaction)
+                self._stronger.setdefault(digest, {})[transaction] = (kind, priority)
 
     def release(self, locks: Iterable[Lock], transaction: bytes) -> None:
         for digest, _ in locks:
-            holders = self._held.get(digest)
-            if holders is None or holders.pop(transaction, None) is None:
+            if not _drop(self._stronger, digest, transaction) and not _drop(
+                self._shared, digest, transaction
+            ):
                 continue
-            if not holders:
-                del self._held[digest]
             for waiter in self._waiting.pop(digest, ()):
                 if not waiter.done():
                     waiter.set_result(None)
 
     def conflict(self, locks: Iterable[Lock], transaction: bytes) -> tuple[Digest, Priority] | None:
         """The first lock in the way of ``locks``, with the oldest of those that hold it."""
-        if not self._held:
-            return None
         for digest, wanted in locks:
-            holders = self._held.get(digest)
-            if holders is None:
-                continue
             against = [
                 priority
-                for holder, (kind, priority) in holders.items()
-                if holder != transaction and not compatible(kind, wanted)
+                for holder, (kind, priority) in self._stronger.get(digest, _NOBODY).items()
+                if holder != transaction
+                and (wanted is not LockKind.SHARED or kind is LockKind.EXCLUSIVE)
             ]
+            if wanted is LockKind.EXCLUSIVE:
+                shared = self._shared.get(digest, {})
+                against += [held for holder, held in shared.items() if holder != transaction]
             if against:
                 return digest, min(against)
         return None
@@ -86,3 +90,13 @@ class LockTable:
                 if not waiter.done():
                     waiter.set_exception(error)
         self._waiting.clear()
+
+
+def _drop(table: dict[Digest, dict[bytes, Any]], digest: Digest, transaction: bytes) -> bool:
+    """Whether the transaction was among the holders; now it is not."""
+    holders = table.get(digest)
+    if holders is None or holders.pop(transaction, None) is None:
+        return False
+    if not holders:
+        del table[digest]
+    return True
