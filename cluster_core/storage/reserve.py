@@ -1,8 +1,8 @@
 """How much room an engine holds in reserve for the database's own bookkeeping. Pure.
 
 The reserve is kept occupied, so that nobody else takes it, and given up a slice at a time, each
-only when it is needed: so a disk that was filled to the last byte has some left for what comes next.
-A node is full before any of it is given up, and until all of it is held again.
+only when it is needed: so a disk that was filled to the last byte has some left for what comes
+next. A node is full before any of it is given up, and until all of it is held again.
 """
 
 from __future__ import annotations
