@@ -119,7 +119,7 @@ def test_a_full_disk_refuses_writes_keeps_reads_and_clears_itself(
     assert node.storage() == "full"
     health = node.http.get(f"{node.url}/v1/health")
     assert health.is_success
-    assert health.json()["reasons"] == ["the disk of node1 is full"]
+    assert "the disk of node1 is full" in health.json()["reasons"]
     assert node.read(cids[-1]) == httpx.codes.OK
 
     fill_to_the_last_byte(disk)
