@@ -74,8 +74,8 @@ class Engine(Protocol):
 
     The *reserve* is room on the disk that only the database's own bookkeeping may use. The engine
     keeps it occupied, gives it up in slices when the disk has nothing else left, and occupies it
-    again when there is room (``storage/reserve.py``). So a disk that anybody filled to the last byte
-    still takes terms, votes and decisions.
+    again when there is room (``storage/reserve.py``). So a disk that anybody filled to the last
+    byte still takes terms, votes and decisions.
     """
 
     def batch(self) -> Batch: ...
