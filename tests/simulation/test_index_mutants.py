@@ -70,4 +70,5 @@ def test_a_backfill_that_does_not_wait_for_earlier_transactions_is_found(
         return None
 
     monkeypatch.setattr(IndexBuilder, "_wait_for_earlier", at_once)
-    assert_found(monkeypatch, range(5000, 5030))
+    # One seed in six, where faults are few and transactions many.
+    assert_found(monkeypatch, range(5016, 5046), pace=3.0)
