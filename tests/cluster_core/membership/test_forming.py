@@ -323,10 +323,18 @@ async def test_the_driver_goes_on_after_a_refusal_and_says_why(
 
     wire.answers["b:1"] = refuse
     forming = asyncio.ensure_future(run("a", "b", wire, problems))
-    await asyncio.sleep(0.02)
-    assert problems[-1] == said
-    await asyncio.wait_for(run("b", "a", wire, []), 5)
-    await asyncio.wait_for(forming, 5)
+    async with asyncio.timeout(5):
+        while not problems:
+            await asyncio.sleep(0.001)
+        assert problems[-1] == said
+        # It answers now, and has not heard of anybody: nothing is in the way, and nothing founded.
+        wire.answers["b:1"] = lambda: encode_report(Report(member("b"), 64, 3))
+        asked = len(problems)
+        while len(problems) < asked + 2:
+            await asyncio.sleep(0.001)
+        assert problems[-1] is None
+        await run("b", "a", wire, [])
+        await forming
 
 
 async def test_the_driver_bears_an_answer_that_it_cannot_read() -> None:
