@@ -305,6 +305,12 @@ async def test_the_driver_forms_a_cluster_of_nodes_that_start_one_after_the_othe
     assert founded[0] == founded[1] == founded[2]
 
 
+async def reported(problems: list[str | None], count: int) -> None:
+    """``count`` rounds have said what is in the way."""
+    while len(problems) < count:  # noqa: ASYNC110 (a list has no event)
+        await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -324,14 +330,11 @@ async def test_the_driver_goes_on_after_a_refusal_and_says_why(
     wire.answers["b:1"] = refuse
     forming = asyncio.ensure_future(run("a", "b", wire, problems))
     async with asyncio.timeout(5):
-        while not problems:
-            await asyncio.sleep(0.001)
+        await reported(problems, 1)
         assert problems[-1] == said
         # It answers now, and has not heard of anybody: nothing is in the way, and nothing founded.
         wire.answers["b:1"] = lambda: encode_report(Report(member("b"), 64, 3))
-        asked = len(problems)
-        while len(problems) < asked + 2:
-            await asyncio.sleep(0.001)
+        await reported(problems, len(problems) + 2)
         assert problems[-1] is None
         await run("b", "a", wire, [])
         await forming
