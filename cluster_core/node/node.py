@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from cluster_core.config import ClusterConfig
-from cluster_core.errors import ClockCeiling, KotobaError, NotFound, StorageFull
+from cluster_core.errors import ClockCeiling, HistoryCollected, KotobaError, NotFound, StorageFull
 from cluster_core.events import ClusterEvent
 from cluster_core.graph.entities import Edge
 from cluster_core.hlc import HybridClock, rfc3339
@@ -311,6 +311,11 @@ class ClusterNode:
                 # A transaction that was decided meanwhile committed above our snapshot, and its
                 # client may have been answered before we began.
                 self.clock.merge(again.timestamp)
+            except HistoryCollected:
+                # The present is never gone: this read took longer than history is kept. Where the
+                # client named the moment, it is told.
+                if pinned is not None or asyncio.get_running_loop().time() >= deadline:
+                    raise
 
     def explain(self, query: Query, as_of: Timestamp | None) -> Explanation:
         """The plan of ``query``, of a snapshot ``as_of``, or of the present."""
