@@ -7,18 +7,22 @@ partitions, so that they share log entries, messages and acknowledgements. The n
 next few, and over time all partitions led here get the same number (Kafka's sticky partitioner does
 the same for records without a key).
 
-Batches and requests with an Idempotency-Key are spread over all partitions.
+The creations of batches share partitions in the same way, but of another node each moment: who
+loads a graph often asks one node only, and still all partitions shall get the same share of it.
+
+Requests with an Idempotency-Key are spread over all partitions.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from cluster_core.graph.operations import CreateNode, Creation, place_among
 from cluster_core.ports import Random
-from cluster_core.replication.host import ReplicationHost
-from cluster_core.types import META_GROUP
+from cluster_core.replication.router import Router
+from cluster_core.types import NodeId, group_of
 
 __all__ = ["StickyPlacement"]
 
@@ -29,42 +33,72 @@ MOMENT_S: Final = 0.004
 """How long a window lasts: about as long as a busy flush gathers and is replicated."""
 
 
+class _Window:
+    """Some of the partitions, others each moment."""
+
+    __slots__ = ("partitions", "until", "used")
+
+    def __init__(self) -> None:
+        self.partitions: frozenset[int] = frozenset()
+        self.until = 0.0
+        self.used = 0
+
+    def move_on(self, now: float, candidates: Sequence[int]) -> None:
+        self.until = now + MOMENT_S
+        self.used += WINDOW
+        start = self.used % max(1, len(candidates))
+        self.partitions = frozenset([*candidates[start:], *candidates[:start]][:WINDOW])
+
+
 class StickyPlacement:
     """See the module."""
 
-    def __init__(self, host: ReplicationHost, partition_count: int, random: Random) -> None:
-        self._host = host
+    def __init__(self, router: Router, partition_count: int, random: Random) -> None:
+        self._router = router
         self._partition_count = partition_count
         self._random = random
-        self._window: frozenset[int] = frozenset()
-        self._until = 0.0
-        self._next = 0
+        self._here = _Window()
+        self._anywhere = _Window()
 
     def place(self, operation: CreateNode) -> Creation | None:
         """``operation`` as a vertex of a partition led here; None when none is."""
+        return self._place_in(self._led_here(), operation)
+
+    def place_in_batch(self, operation: CreateNode) -> Creation | None:
+        """``operation`` as a vertex of a partition that the batches of this moment share; None when
+        no leader is known."""
+        window = self._anywhere
         now = asyncio.get_running_loop().time()
-        if now >= self._until:
-            self._move_on(now)
-        if not self._window:
-            return None
-        nonce = self._random.randbytes(16)
-        return place_among(operation, self._window, nonce, self._partition_count)
+        if now >= window.until:
+            window.move_on(now, self._by_leader())
+        return self._place_in(window.partitions, operation)
 
     def partition(self) -> int | None:
         """A partition led here, for vertices that shall live together; None when none is."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._until:
-            self._move_on(now)
-        window = sorted(self._window)
+        window = sorted(self._led_here())
         return window[self._random.randbytes(1)[0] % len(window)] if window else None
 
-    def _move_on(self, now: float) -> None:
-        led = [
-            group - 1
-            for group, replica in self._host.replicas.items()
-            if group != META_GROUP and replica.evaluation is not None
-        ]
-        self._until = now + MOMENT_S
-        self._next += WINDOW
-        start = self._next % max(1, len(led))
-        self._window = frozenset((led[start:] + led[:start])[:WINDOW])
+    def _place_in(self, partitions: frozenset[int], operation: CreateNode) -> Creation | None:
+        if not partitions:
+            return None
+        return place_among(operation, partitions, self._random.randbytes(16), self._partition_count)
+
+    def _led_here(self) -> frozenset[int]:
+        window = self._here
+        now = asyncio.get_running_loop().time()
+        if now >= window.until:
+            here = self._router.node_id
+            window.move_on(now, [one for leader, one in self._leaders() if leader == here])
+        return window.partitions
+
+    def _by_leader(self) -> list[int]:
+        """The partitions that have a leader, those of one node side by side."""
+        return [partition for _, partition in sorted(self._leaders())]
+
+    def _leaders(self) -> list[tuple[NodeId, int]]:
+        found = []
+        for partition in range(self._partition_count):
+            leader = self._router.ready_leader(group_of(partition))
+            if leader is not None:
+                found.append((leader, partition))
+        return found

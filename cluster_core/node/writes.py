@@ -31,6 +31,7 @@ from cluster_core.graph.operations import (
     BatchOperation,
     CreateEdge,
     CreateNode,
+    Creation,
     DeleteEdge,
     Operation,
     OperationResult,
@@ -110,7 +111,7 @@ class Writes:
         self._random = random
         self._locate = locate
         self._address_of = address_of
-        self._placement = StickyPlacement(router.host, partition_count, random)
+        self._placement = StickyPlacement(router, partition_count, random)
         self._composer = Composer(self._placement, config.limits, partition_count, random, locate)
         self._inflight = 0
         router.mesh.handle("execute", self._serve_execute)
@@ -300,7 +301,7 @@ class Writes:
             try:
                 operation = resolve_refs(one, known)
                 check_operation(operation, self._limits)
-                item = self._item(operation, idempotency_key, principal, position, None)
+                item = self._batch_item(operation, idempotency_key, principal, position)
             except KotobaError as error:
                 outcomes[position] = error
                 continue
@@ -320,10 +321,20 @@ class Writes:
 
     def _created_here(self, operation: CreateNode) -> Item | None:
         made = self._placement.place(operation)
-        if made is None:
-            return None
+        return None if made is None else self._created(operation, made)
+
+    def _created(self, operation: CreateNode, made: Creation) -> Item:
         check_size(made.block, self._limits)
         return Item(made.partition, operation, made.nonce, digest=made.digest, block=made.block)
+
+    def _batch_item(
+        self, operation: Operation, key: str | None, principal: str, index: int
+    ) -> Item | None:
+        if key is None and isinstance(operation, CreateNode):
+            made = self._placement.place_in_batch(operation)
+            if made is not None:
+                return self._created(operation, made)
+        return self._item(operation, key, principal, index, None)
 
     def _item(
         self,
