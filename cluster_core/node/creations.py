@@ -22,7 +22,7 @@ from typing import Final
 from cluster_core.graph.operations import CreateNode, Creation, place_among
 from cluster_core.ports import Random
 from cluster_core.replication.router import Router
-from cluster_core.types import NodeId, group_of
+from cluster_core.types import group_of
 
 __all__ = ["StickyPlacement"]
 
@@ -87,18 +87,14 @@ class StickyPlacement:
         window = self._here
         now = asyncio.get_running_loop().time()
         if now >= window.until:
-            here = self._router.node_id
-            window.move_on(now, [one for leader, one in self._leaders() if leader == here])
+            window.move_on(now, [group - 1 for group in self._router.led_here()])
         return window.partitions
 
     def _by_leader(self) -> list[int]:
         """The partitions that have a leader, those of one node side by side."""
-        return [partition for _, partition in sorted(self._leaders())]
-
-    def _leaders(self) -> list[tuple[NodeId, int]]:
         found = []
         for partition in range(self._partition_count):
             leader = self._router.ready_leader(group_of(partition))
             if leader is not None:
                 found.append((leader, partition))
-        return found
+        return [partition for _, partition in sorted(found)]

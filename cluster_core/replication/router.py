@@ -13,7 +13,7 @@ from cluster_core.replication.evaluation import Evaluation
 from cluster_core.replication.host import ReplicationHost
 from cluster_core.replication.mesh import Mesh
 from cluster_core.replication.replica import Replica
-from cluster_core.types import GroupId, NodeId
+from cluster_core.types import META_GROUP, GroupId, NodeId
 
 __all__ = ["GroupTable", "Router", "confirm"]
 
@@ -56,6 +56,14 @@ class Router:
         if replica is None or replica.evaluation is None:
             raise NoLeader(f"{self.node_id} does not lead group {group}")
         return replica
+
+    def led_here(self) -> list[GroupId]:
+        """The groups of partitions that this node leads and may evaluate for."""
+        return [
+            group
+            for group, replica in self.host.replicas.items()
+            if replica.evaluation is not None and group != META_GROUP
+        ]
 
     def leader(self, group: GroupId) -> NodeId | None:
         replica = self.host.replicas.get(group)

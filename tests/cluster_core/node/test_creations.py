@@ -32,6 +32,10 @@ class Leaders:
     def ready_leader(self, group: GroupId) -> str | None:
         return None if group in self.lost else NODES[group % len(NODES)]
 
+    def led_here(self) -> list[GroupId]:
+        groups = map(group_of, range(PARTITIONS))
+        return [group for group in groups if self.ready_leader(group) == self.node_id]
+
 
 @pytest.fixture
 def loop() -> Iterator[SimLoop]:
