@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from typing import Any
 
+from cluster_core.cluster import KotobaCluster
+from cluster_core.errors import KotobaError
+from tests.simulation.loop import ProcessDied
 from tests.simulation.world import RESERVE_BYTES, SimNode, World
 
 __all__ = ["Chaos"]
@@ -19,8 +23,8 @@ class Chaos:
     and nothing else may be lost by it.
     """
 
-    def __init__(self, world: World, *, pace: float = 1.0, only: str | None = None):
-        """``only`` restricts it to one kind of fault, for looking at that kind closely."""
+    def __init__(self, world: World, *, pace: float = 1.0, only: Collection[str] = ()):
+        """``only`` restricts it to some kinds of faults, for looking at those closely."""
         self.world = world
         self.pace = pace
         self.random = random.Random(f"{world.seed}/chaos")
@@ -36,15 +40,19 @@ class Chaos:
             self._cut_one_way,
             self._cut_one_way,
             self._lose_frames,
+            self._stray_frames,
             self._break_streams,
             self._slow_network,
             self._slow_disk,
             self._fill_disk,
             self._jump_clock,
+            self._transfer_leaderships,
+            self._depose_leaders,
         ]
-        if only is not None:
-            self._faults = [fault for fault in self._faults if fault.__name__ == f"_{only}"]
-            assert self._faults, f"no such fault: {only}"
+        if only:
+            known = {fault.__name__[1:] for fault in self._faults}
+            assert known.issuperset(only), f"no such fault: {sorted(set(only) - known)}"
+            self._faults = [fault for fault in self._faults if fault.__name__[1:] in only]
 
     async def run(self, until: float) -> None:
         while True:
@@ -138,6 +146,13 @@ class Chaos:
         await asyncio.sleep(self._some_time(4))
         faults.frame_loss_rate = faults.call_loss_rate = 0.0
 
+    async def _stray_frames(self) -> None:
+        """Raft messages come late, in another order, and twice."""
+        faults = self.world.network.faults
+        faults.stray_rate = self.random.uniform(0.02, 0.4)
+        await asyncio.sleep(self._some_time(4))
+        faults.stray_rate = 0.0
+
     async def _break_streams(self) -> None:
         faults = self.world.network.faults
         faults.break_rate = self.random.uniform(0.001, 0.03)
@@ -178,3 +193,38 @@ class Chaos:
         milliseconds = self.random.choice([-1, 1]) * self._some_time(400)
         self.world.note(f"{node.name}: clock jumps by {milliseconds:.0f} ms")
         node.clock.jump(milliseconds)
+
+    async def _transfer_leaderships(self) -> None:
+        """Of one node, each to some other one, wanted there or not."""
+        others = [node.name for node in self.world.nodes]
+        targets = {group: self.random.choice(others) for group in self.world.groups}
+
+        async def transfer(cluster: KotobaCluster) -> None:
+            host = cluster.node.host
+            for group, replica in sorted(host.replicas.items()):
+                host.transfer(replica, targets[group])
+
+        await self._ask(self._some_node(), transfer)
+
+    async def _depose_leaders(self) -> None:
+        """Again and again some leader steps down, in the middle of whatever it is about."""
+        until = self.world.loop.time() + self._some_time(4)
+        while self.world.loop.time() < until:
+            group = self.random.choice(self.world.groups)
+
+            async def depose(cluster: KotobaCluster, group: int = group) -> None:
+                replica = cluster.node.host.replicas.get(group)
+                if replica is not None and replica.is_leader:
+                    replica.raft.step_down()
+                    cluster.node.host.mark(replica)
+
+            for node in self.world.nodes:
+                await self._ask(node, depose)
+            await asyncio.sleep(self._some_time(0.6))
+
+    async def _ask(
+        self, node: SimNode, request: Callable[[KotobaCluster], Coroutine[Any, Any, None]]
+    ) -> None:
+        if node.alive and node.founded is not None:
+            with suppress(ProcessDied, KotobaError):
+                await node.ask(request)

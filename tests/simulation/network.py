@@ -6,6 +6,9 @@ partitions and the crashes of a run:
 
 - every chunk and every call takes a random time;
 - a frame may vanish without notice, as from a full send queue;
+- a frame with Raft messages may stray: it arrives late, behind what was sent after it, and half of
+  them in time as well, so twice. TCP does neither; Raft has to bear both. Requests are spared, for
+  the port promises that they arrive in order and at most once;
 - a stream may break: a suffix of what is under way is lost, both ends hear ``on_peer_down``, the
   sender connects anew;
 - a direction may be cut (:meth:`SimNetwork.cut`): nothing is refused, nothing arrives. What was
@@ -24,12 +27,17 @@ from typing import Any, Final
 
 from cluster_core.errors import KotobaError, Unreachable, error_from_fields
 from cluster_core.ports import Receiver
+from cluster_core.replication.mesh import RAFT
 from tests.simulation.loop import Process, ProcessDied, SimLoop
 
 __all__ = ["NetworkFaults", "SimNetwork", "SimTransport"]
 
 _FRAME_GAP: Final = 1e-6
 """Seconds between two chunks of one stream: keeps their order where times would be equal."""
+
+
+_RAFT_KIND: Final = bytes((RAFT,))
+"""Second byte of a frame that carries Raft messages: frames are arrays, the kind comes first."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +50,8 @@ class NetworkFaults:
     """Share of the chunks and calls that take ``slow`` times as long."""
     slow: float = 50.0
     frame_loss_rate: float = 0.0
+    stray_rate: float = 0.0
+    stray_max: float = 1.0
     break_rate: float = 0.0
     """Chance that a stream breaks, per chunk."""
     call_loss_rate: float = 0.0
@@ -53,6 +63,7 @@ class NetworkFaults:
     def calm(self) -> None:
         """No more faults: what is left is the latency."""
         self.slow_rate = self.frame_loss_rate = self.break_rate = self.call_loss_rate = 0.0
+        self.stray_rate = 0.0
 
 
 class _Cut:
@@ -149,6 +160,9 @@ class SimNetwork:
     def loses_frame(self) -> bool:
         return self._happens(self.faults.frame_loss_rate)
 
+    def strays(self, frame: bytes) -> bool:
+        return frame[1:2] == _RAFT_KIND and self._happens(self.faults.stray_rate)
+
     def breaks_stream(self) -> bool:
         return self._happens(self.faults.break_rate)
 
@@ -195,8 +209,18 @@ class _Stream:
             self.break_off("broken")
             return
         frames = [frame for frame in frames if not self.network.loses_frame()]
+        frames = [frame for frame in frames if not self._strays(frame)]
         if frames:
             self._at_arrival(lambda: self._pass(frames))
+
+    def _strays(self, frame: bytes) -> bool:
+        """Whether ``frame`` arrives late instead of in its place; some arrive in both."""
+        network = self.network
+        if not network.strays(frame):
+            return False
+        late = network.random.uniform(0, network.faults.stray_max)
+        network.loop.call_later(late, self._pass, [frame], context=self.receiver.process.context)
+        return network.random.random() < 0.5
 
     def _at_arrival(self, action: Callable[[], None]) -> None:
         loop = self.network.loop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -60,12 +60,12 @@ def run(
     tellers: int = 2,
     chaos: bool = True,
     pace: float = 1.0,
-    only: str | None = None,
+    only: Collection[str] = (),
 ) -> Run:
     """Run ``seed``. Raises an AssertionError that begins with the seed when anything is wrong.
 
     With more ``nodes`` than a partition has replicas, no node has all of them. ``only`` names the
-    one kind of fault that is wanted (``chaos.py``). Every third seed forgets its past soon.
+    kinds of faults that are wanted (``chaos.py``). Every third seed forgets its past soon.
     """
     config = FORGETFUL if seed % 3 == 2 else SIM_CONFIG
     banks: list[Bank] = []

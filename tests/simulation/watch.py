@@ -10,6 +10,8 @@ from tests.simulation.invariants.clock_monotonicity import ClockMonotonicity
 from tests.simulation.invariants.closed_timestamps import ClosedTimestampsHold
 from tests.simulation.invariants.election_safety import ElectionSafety
 from tests.simulation.invariants.index_consistency import IndexConsistency
+from tests.simulation.invariants.leader_append_only import LeaderAppendOnly
+from tests.simulation.invariants.leader_completeness import LeaderCompleteness
 from tests.simulation.invariants.log_matching import LogMatching
 from tests.simulation.invariants.no_lost_write import NoLostWrite
 from tests.simulation.invariants.replica_equality import ReplicaEquality
@@ -33,9 +35,12 @@ class Watch:
         self._views = Views(world)
         self._elections = ElectionSafety()
         self.closed = ClosedTimestampsHold()
+        safety = StateMachineSafety()
         self._logs: list[Invariant] = [
             LogMatching(),
-            StateMachineSafety(),
+            LeaderAppendOnly(),
+            safety,
+            LeaderCompleteness(safety),
             ClockMonotonicity(),
             self.closed,
         ]

@@ -205,6 +205,11 @@ class World:
             for number, address in enumerate(self.addresses, start=1)
         ]
 
+    @property
+    def groups(self) -> range:
+        """The numbers of all Raft groups: the meta group's, and one for each partition."""
+        return range(self.config.partition_count + 1)
+
     def note(self, text: str) -> None:
         self.trace.append(f"{self.loop.time():10.6f} {text}")
 

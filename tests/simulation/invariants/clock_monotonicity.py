@@ -1,4 +1,7 @@
-"""The hybrid clock never goes back: not at a node, and not along a group's log."""
+"""The hybrid clock never goes back: not at a node, not in its next life, not along a group's log.
+
+A crash may forget what was merged and not yet covered by the durable ceiling, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ _TERM_BYTES = 8
 class ClockMonotonicity:
     def __init__(self) -> None:
         self._clocks: dict[tuple[str, int], Timestamp] = {}
+        self._kept: dict[str, Timestamp] = {}
+        """Of each node: what it was seen to have given or promised, in whatever life."""
         self._logs: dict[GroupId, tuple[int, Timestamp]] = {}
         """Per group: the index that was looked at last, and the highest timestamp up to it."""
 
@@ -23,6 +28,9 @@ class ClockMonotonicity:
             before = self._clocks.get(life, 0)
             assert view.clock >= before, f"{view.node}: the clock went back"
             self._clocks[life] = view.clock
+            kept = self._kept.get(view.node, 0)
+            assert view.clock >= kept, f"{view.node}: the clock went back in a restart"
+            self._kept[view.node] = max(kept, min(view.clock, view.ceiling))
             self._follow(view)
 
     def _follow(self, view: ReplicaView) -> None:

@@ -1,8 +1,4 @@
-"""State machine safety: no two replicas apply different entries at one index (figure 3).
-
-With it leader completeness: an entry that was applied anywhere is in the log of every leader of a
-later term.
-"""
+"""State machine safety: no two replicas apply different entries at one index (Raft, figure 3)."""
 
 from __future__ import annotations
 
@@ -20,15 +16,10 @@ class StateMachineSafety:
         """Per group and index: term, entry, and who applied it first. An index that every replica
         truncated before anybody looked is missing."""
         self._seen: dict[tuple[str, int, GroupId], int] = {}
-        self._leaders: set[tuple[GroupId, int]] = set()
 
     def check(self, replicas: list[ReplicaView]) -> None:
         for view in replicas:
             self._follow(view)
-        for view in replicas:
-            if view.leads and (view.group, view.term) not in self._leaders:
-                self._leaders.add((view.group, view.term))
-                self._check_complete(view)
 
     def _follow(self, view: ReplicaView) -> None:
         seen = self._seen.get(view.life, 0)
@@ -47,15 +38,3 @@ class StateMachineSafety:
                 f"group {view.group}, index {index}: {who} and {view.node} applied others"
             )
         self._seen[view.life] = view.applied
-
-    def _check_complete(self, leader: ReplicaView) -> None:
-        committed = self.committed.get(leader.group, {})
-        for index in sorted(committed, reverse=True):
-            term, entry, who = committed[index]
-            if term >= leader.term or index < leader.first_kept:
-                continue
-            assert leader.entry(index) == entry, (
-                f"group {leader.group}: {leader.node} leads term {leader.term} without entry "
-                f"{index} of term {term}, which {who} applied"
-            )
-            return  # log matching vouches for what lies before

@@ -33,6 +33,11 @@ class ReplicaView:
         return self.founded.clock.latest
 
     @property
+    def ceiling(self) -> Timestamp:
+        """The highest timestamp that the node may have given: it survives a crash."""
+        return self.founded.clock.ceiling
+
+    @property
     def life(self) -> tuple[str, int, GroupId]:
         return (self.node, self.incarnation, self.group)
 
