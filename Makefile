@@ -4,12 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint soak bench bench-graph clean
+SEEDS ?= 1000
+FIRST ?= 0
+
+.PHONY: help demo test lint sim sim-ci soak bench bench-graph clean
 
 help:
 	@echo "make demo    three nodes, a real graph, a killed leader: see it work (under 3 minutes)"
 	@echo "make test    the whole test suite (under 10 minutes)"
 	@echo "make lint    formatting, types, layers"
+	@echo "make sim     whole clusters under virtual time, through all faults: SEEDS=1000 FIRST=0"
+	@echo "make sim-ci  a minute of it with fresh seeds, and every seed that failed once"
 	@echo "make soak    real processes killed, stopped and cut off for a minute each"
 	@echo "make bench   writes/s, reads/s, failover; beside etcd where it is installed"
 	@echo "make bench-graph   100,000 vertices and 500,000 edges: loading, traversals, look-ups"
@@ -35,6 +40,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+sim: $(READY)
+	@$(BIN)/python -m tests.simulation --first $(FIRST) --count $(SEEDS)
+
+sim-ci: $(READY)
+	@$(BIN)/python -m tests.simulation --regressions --first now --for 60
 
 soak: $(READY)
 	KOTOBA_SOAK_SECONDS=60 $(BIN)/python -m pytest -s tests/process

@@ -19,7 +19,7 @@ from tests.simulation.watch import Watch
 from tests.simulation.workload import Client, History
 from tests.simulation.world import SIM_CONFIG, World, simulate
 
-__all__ = ["Run", "run"]
+__all__ = ["Plan", "Run", "run"]
 
 _RECOVERY_S: Final = 30.0
 """Of virtual time, in which a cluster without faults must be whole again."""
@@ -29,6 +29,30 @@ FORGETFUL: Final = replace(
     SIM_CONFIG, replication=replace(SIM_CONFIG.replication, history_retention_ms=3_000)
 )
 """Old versions are collected while a run goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run is made of, beside its seed: the arguments of :func:`run`."""
+
+    nodes: int = 3
+    seconds: float = 15.0
+    clients: int = 6
+    tellers: int = 2
+    chaos: bool = True
+    pace: float = 1.0
+    only: tuple[str, ...] = ()
+
+    def command(self, seed: int) -> str:
+        """What plays ``seed`` again."""
+        usual = Plan()
+        words = [
+            f" --{name} {getattr(self, name):g}"
+            for name in ("nodes", "seconds", "clients", "tellers", "pace")
+            if getattr(self, name) != getattr(usual, name)
+        ]
+        only = f" --only {','.join(self.only)}" if self.only else ""
+        return f"python -m tests.simulation --first {seed}{''.join(words)}{only}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +91,15 @@ def run(
     With more ``nodes`` than a partition has replicas, no node has all of them. ``only`` names the
     kinds of faults that are wanted (``chaos.py``). Every third seed forgets its past soon.
     """
+    plan = Plan(
+        nodes=nodes,
+        seconds=seconds,
+        clients=clients,
+        tellers=tellers,
+        chaos=chaos,
+        pace=pace,
+        only=tuple(only),
+    )
     config = FORGETFUL if seed % 3 == 2 else SIM_CONFIG
     banks: list[Bank] = []
     worlds: list[World] = []
@@ -89,8 +122,7 @@ def run(
         where = "".join(traceback.format_tb(error.__traceback__)[-2:])
         raise AssertionError(
             f"seed {seed}: {error!r}\n{where}"
-            f"replay: python -m tests.simulation --first {seed} --count 1 --nodes {nodes} "
-            f"--seconds {seconds:g} --pace {pace:g}\n"
+            f"replay: {plan.command(seed)}\n"
             f"the end of its trace:\n{tail}"
         ) from error
     return Run(world, history, banks[0])

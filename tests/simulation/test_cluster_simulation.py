@@ -31,6 +31,11 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert first.world.fingerprint() != other.world.fingerprint()
 
 
+def test_nor_does_it_differ_with_more_nodes_than_replicas() -> None:
+    first, again = run(9, nodes=5, seconds=4), run(9, nodes=5, seconds=4)
+    assert first.world.trace == again.world.trace
+
+
 _PRINT = "from tests.simulation.runs import run; print(run(7, seconds=3).world.fingerprint())"
 
 

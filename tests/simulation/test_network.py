@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cluster_core.errors import Refused, Unreachable
+from cluster_core.replication.mesh import RAFT, REQUEST
 from tests.simulation.loop import Process, SimLoop
 from tests.simulation.network import NetworkFaults, SimNetwork, SimTransport
 
@@ -309,3 +310,24 @@ def test_the_same_seed_gives_the_same_run() -> None:
     )
     assert first == again
     assert first != other
+
+
+def test_raft_messages_may_stray_and_requests_may_not() -> None:
+    async def main(mesh: Mesh) -> None:
+        a, b = await mesh.pair()
+        mesh.network.faults.stray_rate = 0.5
+        messages = [bytes((0x94, RAFT, number)) for number in range(100)]
+        requests = [bytes((0x94, REQUEST, number)) for number in range(100)]
+        for message, request in zip(messages, requests, strict=True):
+            a.transport.send("b", message)
+            a.transport.send("b", request)
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(2)
+        arrived = [frame for _, frame in b.frames]
+        assert [frame for frame in arrived if frame[1] == REQUEST] == requests
+        strayed = [frame for frame in arrived if frame[1] == RAFT]
+        assert set(strayed) == set(messages)
+        assert len(strayed) > len(messages)
+        assert list(dict.fromkeys(strayed)) != messages
+
+    simulate(main)
