@@ -5,9 +5,9 @@ Rules, in one place:
 - The *outgoing* stream stands from the moment its request is on the wire after an accepted hello
   until its connection is lost. Whatever was queued is then dropped: frames travel at most once.
 - The *incoming* stream is lost when its body ends, when a newer hello replaces it, or when nothing
-  was heard on it for ``silence_s``. A new one, or a new outgoing stream, clears that.
-- The peer is *up* while the outgoing stream stands and the incoming one is not lost. Every change
-  is reported once.
+  was heard on it for ``silence_s``.
+- The peer is *up* while both stand: one that cannot answer would let requests wait for their
+  time-outs. Every change is reported once.
 - Silence also ends the outgoing stream: a stopped process accepts bytes for ever. The end of the
   incoming stream does not, for else two nodes could tear down each other's streams in turn.
 """
@@ -148,7 +148,6 @@ class PeerLink:
         self._epoch_out = 0
         self._heard = self._loop.time()
         self._proven = False
-        self._inbound_lost = False
         self._up = False
         self._closed = False
         self._noted: str | None = None
@@ -196,7 +195,6 @@ class PeerLink:
         if self.inbound is not None:
             self._lose_inbound()
         self.inbound = Inbound(task)
-        self._inbound_lost = False
         self.heard()
         self._judge()
         return self.inbound
@@ -237,11 +235,10 @@ class PeerLink:
         inbound, self.inbound = self.inbound, None
         if inbound is not None:
             inbound.end()
-        self._inbound_lost = True
         self._judge()
 
     def _judge(self) -> None:
-        up = self.outbox is not None and not self._inbound_lost
+        up = self.outbox is not None and self.inbound is not None
         if up == self._up:
             return
         self._up = up
@@ -318,8 +315,6 @@ class PeerLink:
         self._noted = None
         log.info("connected to %s at %s", self.peer, self.address)
         self._heard = self._loop.time()
-        if self.inbound is None:
-            self._inbound_lost = False
         self._judge()
 
     async def _pause(self, seconds: float) -> None:

@@ -318,6 +318,20 @@ async def test_frames_for_a_peer_that_is_not_connected_are_dropped() -> None:
         await until(lambda: b.frames == [("a", b"sent")])
 
 
+async def test_a_peer_that_cannot_answer_is_not_up_although_frames_reach_it() -> None:
+    a, b = Node("a"), Node("b")
+    async with closing(a, b), Cuttable(a.address) as to_a:
+        await b.start()
+        b.transport.set_peers({"a": free_address()})
+        await a.start(b)
+        while not b.frames:
+            a.transport.send("b", b"heard")
+            await asyncio.sleep(0.01)
+        assert a.events == []
+        b.transport.set_peers({"a": to_a.address})
+        await until(lambda: a.is_up(b) and b.is_up(a))
+
+
 async def test_a_full_queue_drops_the_newest_frames() -> None:
     outbox = Outbox(lambda: None)
     half = bytes(QUEUE_BYTES_MAX // 2)
