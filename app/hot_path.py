@@ -46,6 +46,7 @@ from app.requests import (
     parameters_of,
     read_body,
     session_of,
+    while_connected,
 )
 from app.schemas.indexes import INDEX_REQUEST, IndexRequest
 from app.schemas.operations import (
@@ -232,7 +233,7 @@ class HotPath:
         headers = headers_of(scope)
         request = await self._read_query(scope, receive, headers)
         session = request.session
-        result = await self._database.execute_query(
+        asking = self._database.execute_query(
             request.to_plan(),
             consistency=request.consistency,
             as_of=None if request.as_of is None else parse_timestamp(request.as_of, where="as_of"),
@@ -242,7 +243,7 @@ class HotPath:
             max_staleness_ms=request.max_staleness_ms,
             timeout_ms=timeout_of(request.timeout_ms, self._limits),
         )
-        return query_answer(result)
+        return query_answer(await while_connected(receive, asking))
 
     async def _explain(self, scope: Scope, receive: Receive) -> Answer:
         request = await self._read_query(scope, receive, headers_of(scope))

@@ -6,7 +6,8 @@ KotobaError; nothing here looks into the body's content.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import asyncio
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -28,6 +29,7 @@ __all__ = [
     "parameters_of",
     "read_body",
     "session_of",
+    "while_connected",
 ]
 
 Headers = Mapping[bytes, bytes]
@@ -41,6 +43,7 @@ IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 256
 _SINGULAR: Final = (b"content-type", b"idempotency-key", b"if-match", b"kotoba-session")
 
 P = TypeVar("P", bound=BaseModel)
+T = TypeVar("T")
 
 
 def headers_of(scope: Mapping[str, Any]) -> Headers:
@@ -108,6 +111,21 @@ async def _read_on(receive: Any, first: bytes, bytes_max: int) -> bytes:
         if not message.get("more_body"):
             break
     return b"".join(chunks)
+
+
+async def while_connected(receive: Any, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` returns; it is cancelled when the client closes its connection, and ClientGone
+    raised. Only for what may be given up half-way: reads. The body must have been read."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
 def _too_large(bytes_max: int) -> TooLarge:

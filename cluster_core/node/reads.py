@@ -117,7 +117,7 @@ class Reads:
         self._tasks: set[asyncio.Task[_Points]] = set()
         router.mesh.handle("read.clock", self._serve_clock)
         router.mesh.handle("read.point", self._serve_point)
-        router.mesh.handle("query", self._serve_query)
+        router.mesh.handle("query", self._serve_query, cancellable=True)
 
     # Read points.
 

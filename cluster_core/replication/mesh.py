@@ -35,6 +35,8 @@ RAFT: Final = 1
 REQUEST: Final = 2
 REPLY: Final = 3
 ERROR: Final = 4
+CANCEL: Final = 5
+"""Nobody waits for the answer to the request of this id any more."""
 
 NO_ANSWER: Final = 0
 """The id of a request that asks for no answer."""
@@ -93,14 +95,20 @@ class Mesh:
         """Requests and answers that wait for others to leave with them."""
         self._on_messages = on_messages
         self._handlers: dict[str, RequestHandler] = {}
+        self._cancellable: set[str] = set()
+        self._serving: dict[tuple[NodeId, int], asyncio.Task[None]] = {}
+        """Requests under way here that may be cancelled."""
         self.last_request = first_request
         self._pending: dict[int, tuple[NodeId, asyncio.Future[bytes], float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._up: set[NodeId] = set()
 
-    def handle(self, method: str, handler: RequestHandler) -> None:
+    def handle(self, method: str, handler: RequestHandler, *, cancellable: bool = False) -> None:
+        """``cancellable``: the handler may be given up half-way, when nobody waits for it."""
         assert method not in self._handlers, method
         self._handlers[method] = handler
+        if cancellable:
+            self._cancellable.add(method)
 
     def send_messages(self, peer: NodeId, messages: list[Message]) -> None:
         """Raft messages leave at once, and with them all that was gathered for ``peer``."""
@@ -119,6 +127,10 @@ class Mesh:
         self._send(peer, REQUEST, request_id, Request(method, body))
         try:
             return await answer
+        except asyncio.CancelledError:
+            if method in self._cancellable and peer in self._up:
+                self._send(peer, CANCEL, request_id, None)
+            raise
         finally:
             self._pending.pop(request_id, None)
 
@@ -171,6 +183,8 @@ class Mesh:
                 self._on_messages(peer, _decode_messages(frame.body))
             elif frame.kind == REQUEST:
                 self._start(peer, frame.id, _decode_request(frame.body))
+            elif frame.kind == CANCEL:
+                self._cancel(peer, frame.id)
             else:
                 self._settle(peer, frame)
 
@@ -183,8 +197,11 @@ class Mesh:
         self._up.add(peer)
 
     def on_peer_down(self, peer: NodeId) -> None:
-        """Requests to ``peer`` will not be answered any more."""
+        """Requests to ``peer`` will not be answered any more, nor can those of ``peer`` be."""
         self._up.discard(peer)
+        for node, request_id in sorted(self._serving):
+            if node == peer:
+                self._cancel(node, request_id)
         lost = [key for key, (node, _, _) in self._pending.items() if node == peer]
         for key in lost:
             _, future, _ = self._pending.pop(key)
@@ -230,6 +247,14 @@ class Mesh:
         task = asyncio.get_running_loop().create_task(self._serve(peer, request_id, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if request.method in self._cancellable:
+            self._serving[peer, request_id] = task
+            task.add_done_callback(lambda _: self._serving.pop((peer, request_id), None))
+
+    def _cancel(self, peer: NodeId, request_id: int) -> None:
+        task = self._serving.get((peer, request_id))
+        if task is not None:
+            task.cancel()
 
     async def _serve(self, peer: NodeId, request_id: int, request: Request) -> None:
         handler = self._handlers.get(request.method)

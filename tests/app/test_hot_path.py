@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -9,7 +10,10 @@ from app.hot_path import HotPath
 from app.main import Gateway, create_app
 from app.metrics import Metrics
 from cluster_core.graph.cid import cid_text
+from cluster_core.query.plan import Query
+from cluster_core.query.results import QueryResult
 from tests.app.asgi import http_scope, send_http
+from tests.app.conftest import SMALL
 from tests.app.fake_database import FakeDatabase, digest_of
 
 CREATE = b'{"op": "create_node"}'
@@ -73,6 +77,25 @@ async def test_a_client_that_leaves_early_is_not_answered(
     assert await send_http(gateway, http_scope("POST", "/v1/operations"), *messages) == []
     assert not database.calls
     assert not caplog.records
+
+
+async def test_the_query_of_a_client_that_leaves_is_cancelled() -> None:
+    ended: list[BaseException] = []
+
+    class Slow(FakeDatabase):
+        async def execute_query(self, query: Query, **how: Any) -> QueryResult:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError as error:
+                ended.append(error)
+                raise
+            raise AssertionError
+
+    question = body(b'{"query": {"kind": "find_nodes"}}')
+    scope = http_scope("POST", "/v1/query")
+    assert await send_http(create_app(Slow(SMALL)), scope, question) == []
+    await asyncio.sleep(0)
+    assert len(ended) == 1
 
 
 async def test_internal_requests_are_handed_over(database: FakeDatabase) -> None:
