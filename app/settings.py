@@ -166,6 +166,12 @@ class NodeSettings(BaseSettings):
         "and feeds that resume; up to a sixteenth longer. Requests with an Idempotency-Key are "
         "remembered for an hour, but no longer than this.",
     )
+    snapshot_bytes_per_s: int = Field(
+        _DEFAULTS.replication.snapshot_bytes_per_s,
+        ge=1_024,
+        description="How fast this node takes in snapshots of partitions, all together: of "
+        "replicas that were away for too long, or are new here.",
+    )
     stop_on_stdin_eof: bool = Field(
         False,
         description="Stop when stdin is closed, so that a node never outlives the program that "
@@ -240,6 +246,7 @@ class NodeSettings(BaseSettings):
             replication=replace(
                 _DEFAULTS.replication,
                 history_retention_ms=self.history_retention_ms,
+                snapshot_bytes_per_s=self.snapshot_bytes_per_s,
                 dedupe_retention_ms=min(
                     _DEFAULTS.replication.dedupe_retention_ms, self.history_retention_ms
                 ),

@@ -56,6 +56,7 @@ from cluster_core.ports import Clock, Engine, Random, Transport
 from cluster_core.query.plan import Query
 from cluster_core.query.planner import Explanation
 from cluster_core.query.results import QueryResult
+from cluster_core.replication.snapshots import SNAPSHOT
 from cluster_core.status import (
     ClusterStatus,
     HealthStatus,
@@ -323,9 +324,11 @@ class KotobaCluster:
             self._node.on_peer_down(peer)
 
     async def on_call(self, method: str, body: bytes) -> bytes:
-        if method != FORMING:
-            raise InvalidRequest(f"no such call: {method}", errors=[])
-        return encode_report(self._report())
+        if method == FORMING:
+            return encode_report(self._report())
+        if method == SNAPSHOT:
+            return await self.node.incoming.serve(body)
+        raise InvalidRequest(f"no such call: {method}", errors=[])
 
     # Writing and reading.
 

@@ -73,6 +73,12 @@ class ReplicationConfig:
     clock_ceiling_ahead_ms: int = 3_000
     """The clock's ceiling is persisted this far ahead, so that it seldom costs a sync."""
     clock_offset_ms_max: int = 500
+    snapshot_chunk_bytes: int = 256 << 10
+    """What either side of a snapshot has in memory: a chunk takes each two milliseconds."""
+    snapshot_bytes_per_s: int = 64 << 20
+    """What a node takes in of snapshots, all together: about half of what a core could."""
+    snapshots_incoming_max: int = 2
+    """Snapshots that a node takes in at a time; other senders come again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,13 +41,13 @@ from cluster_core.replication.mesh import Mesh
 from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router
-from cluster_core.replication.snapshots import Snapshots
+from cluster_core.replication.snapshots import Receiver, Sender
 from cluster_core.txn.atomic import AtomicExecutor
 from cluster_core.txn.executor import Executor
 from cluster_core.txn.participant import Participant
 from cluster_core.txn.sweep import Sweep
 from cluster_core.txn.transactions import Transactions
-from cluster_core.types import META_GROUP, Consistency, Digest, NodeId, Timestamp
+from cluster_core.types import META_GROUP, Consistency, Digest, GroupId, NodeId, Timestamp
 from cluster_core.wire.messages import Message
 
 __all__ = ["ClusterNode"]
@@ -111,7 +111,24 @@ class ClusterNode:
             self.host, self.closed, engine, clock, founding.partition_count
         )
         self.router = Router(self.host, self.mesh, self.tables)
-        self.snapshots = Snapshots(self.host, self.mesh, engine)
+        self.outgoing = Sender(
+            self.host,
+            engine,
+            clock,
+            transport,
+            random,
+            config.replication,
+            founding.cluster_id,
+            self.addresses.__getitem__,
+        )
+        self.incoming = Receiver(
+            self.host,
+            engine,
+            clock,
+            config.replication,
+            founding.cluster_id,
+            self._open_replica,
+        )
         self.participant = Participant(self.router, clock, config)
         self.transactions = Transactions(self.router, self.participant, clock, config, random)
         count = founding.partition_count
@@ -155,7 +172,7 @@ class ClusterNode:
     def start(self) -> None:
         """Bring this node's replicas to life and connect to the others."""
         for group, table in self.tables.items():
-            if self.node_id in table.members.values():
+            if self.node_id in table.members.values() and not self.incoming.load(group):
                 self.host.add(group, table.members, list(table.voters))
         self._is_new = all(replica.raft.term == 0 for replica in self.host.replicas.values())
         peers = {name: address for name, address in self.addresses.items() if name != self.node_id}
@@ -178,6 +195,12 @@ class ClusterNode:
                 self._random.uniform(0.3, 1.0) * FOUNDING_CAMPAIGN_S, self._campaign_for_own
             )
 
+    def _open_replica(self, group: GroupId) -> None:
+        """What a crash had interrupted is done: ``group`` has a whole replica here."""
+        table = self.tables[group]
+        self.host.add(group, table.members, list(table.voters))
+        self.host.mark(self.host.replicas[group])
+
     def _campaign_for_own(self) -> None:
         """In a new cluster the preferred leader of each group is elected at once."""
         for group, replica in self.host.replicas.items():
@@ -194,7 +217,8 @@ class ClusterNode:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.snapshots.close()
+        await self.outgoing.close()
+        await self.incoming.close()
         await self.feed.close()
         await self.transactions.close()
         await self.participant.close()
@@ -248,6 +272,7 @@ class ClusterNode:
             self._leaderships.send_away(full)
             self.router.announce()
             self._truncate_logs()
+            self.incoming.tidy()
 
     # Events.
 

@@ -382,13 +382,14 @@ class Reads:
             raise NoLeader(f"{self.node_id} has no replica of partition {partition}")
         await replica.reached(index)
 
-    def require_history(self, partition: int, timestamp: Timestamp) -> None:
+    def require_history(self, partition: int, timestamp: Timestamp) -> object:
         replica = self._router.host.replicas.get(group_of(partition))
         if replica is not None and timestamp < replica.horizon:
             raise HistoryCollected(
                 f"{format_timestamp(timestamp)} is older than what is kept",
                 kept_since=format_timestamp(replica.horizon),
             )
+        return replica
 
     async def settle(
         self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None

@@ -66,9 +66,10 @@ class QueryHost(Protocol):
         """Return when the local replica of ``partition`` has applied ``index``."""
         ...
 
-    def require_history(self, partition: int, timestamp: Timestamp) -> None:
+    def require_history(self, partition: int, timestamp: Timestamp) -> object:
         """Raise HistoryCollected where the local replica of ``partition`` no longer keeps what a
-        read at ``timestamp`` sees. Asked again when all is read: a collection may overtake it."""
+        read at ``timestamp`` sees. Asked again when all is read: a collection may overtake it, and
+        a snapshot may replace the replica. Then it gives another object than before."""
         ...
 
     async def settle(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cluster_core.errors import OutcomeUnknown
+from cluster_core.errors import NoLeader, OutcomeUnknown
 from cluster_core.query.host import QueryHost, ReadAgain, ReadPoint
 from cluster_core.query.local_expand import expand
 from cluster_core.query.local_lookup import history, load, locate
@@ -57,10 +57,10 @@ async def run_task(task: Task, host: QueryHost, point: ReadPoint, budget: Budget
         index = point.applied.get(partition)
         if index is not None:
             await host.wait_applied(partition, index)
-        host.require_history(partition, point.timestamp)
+    replicas = [host.require_history(partition, point.timestamp) for partition in partitions]
     result = await _run(task, Work(host, point, budget))
-    for partition in partitions:
-        host.require_history(partition, point.timestamp)
+    if replicas != [host.require_history(partition, point.timestamp) for partition in partitions]:
+        raise NoLeader("a replica was replaced while it was read; ask again")
     return result
 
 

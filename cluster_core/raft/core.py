@@ -467,7 +467,8 @@ class Raft:
 
         Never what is not applied, not durable, or behind a snapshot that is on its way to a peer;
         nor the newest ``keep_entries``; nor what a follower that answers still lacks, unless the
-        host finds the log too long for that and says so with ``spare_followers``.
+        host finds the log too long for that and says so with ``spare_followers``: then it is only
+        one that catches up behind a snapshot.
         """
         log = self._log
         nothing = log.first_index - 1
@@ -913,6 +914,7 @@ class Raft:
         assert index <= self._log.last_index, "acknowledged what we never had"
         if not peer.acked(index):
             return
+        peer.catch_up(self._log.last_index)
         transferring = peer.replica == self.transferee
         self._try_commit(index)
         if self.role is not Role.LEADER:

@@ -122,6 +122,6 @@ class Peers:
         for peer in self.others:
             if peer.state is ProgressState.SNAPSHOT:
                 index = min(index, peer.pending)
-            elif spare_followers and peer.is_live:
+            elif peer.is_live and (spare_followers or peer.catches_up):
                 index = min(index, peer.match)
         return index

@@ -12,7 +12,9 @@ REPLICATE
 SNAPSHOT
     What the peer lacks is no longer in the leader's log (§7). It gets heartbeats and no Appends
     until it has everything up to ``pending``, by a snapshot that ends there or later; the leader
-    keeps its log from there on.
+    keeps its log from there on. It goes on to keep what the peer still lacks when that has arrived,
+    for as long as the peer comes nearer (:meth:`Progress.catch_up`): else a leader that writes much
+    while it sends would soon have dropped what comes after the snapshot, and send another one.
 """
 
 from __future__ import annotations
@@ -78,6 +80,9 @@ class Progress:
     """One peer as its leader sees it. Invariant: ``0 <= match < next``."""
 
     __slots__ = (
+        "_round_end",
+        "_round_lag",
+        "_round_match",
         "ask",
         "commit_sent",
         "inflights",
@@ -122,12 +127,23 @@ class Progress:
         """And in the period before that check."""
         self.round_acked = 0
         """The latest read-index round that the peer confirmed (§6.4)."""
+        self._round_end = 0
+        """Behind a snapshot: where the log ended when this round of catching up began."""
+        self._round_lag = 0
+        """What the peer lacked then."""
+        self._round_match = 0
+        """``match`` when the quorum was checked last."""
         self.inflights.clear()
 
     @property
     def is_live(self) -> bool:
         """The peer was heard within the last one or two election time-outs."""
         return self.recent_active or self.was_active
+
+    @property
+    def catches_up(self) -> bool:
+        """Behind a snapshot, and coming nearer."""
+        return self._round_end > 0
 
     def become_probe(self) -> None:
         """What was sent ahead may be lost: forget it, and start again behind ``match``."""
@@ -159,6 +175,19 @@ class Progress:
             self.become_probe()
             self.probe_sent = True
 
+    def catch_up(self, last_index: int) -> None:
+        """The log ends at ``last_index``: see how far the peer has come behind a snapshot.
+
+        It catches up in rounds (D §4.2.1), each over when it has what the log held at its
+        beginning. A round that leaves as much to do as it found is the last one, and so is one
+        that a period passes in without progress.
+        """
+        if not 0 < self._round_end <= self.match:
+            return
+        lag = last_index - self.match
+        nearer = lag > 0 and (lag < self._round_lag or not self._round_lag)
+        self._round_end, self._round_lag = (last_index, lag) if nearer else (0, 0)
+
     def acked(self, index: int) -> bool:
         """The peer has everything up to ``index``. False when that is no news."""
         if index > self.match:
@@ -170,6 +199,8 @@ class Progress:
         if self.state is ProgressState.REPLICATE:
             self.inflights.free_to(index)
         elif self.state is ProgressState.PROBE or index >= self.pending:
+            if self.state is ProgressState.SNAPSHOT:
+                self._round_end, self._round_lag = index, 0
             self.become_replicate()
         self.stalled = False
         assert 0 <= self.match < self.next
@@ -206,6 +237,9 @@ class Progress:
         """The quorum was checked: what the peer answered so far was before that."""
         self.was_active = self.recent_active
         self.recent_active = False
+        if self.match == self._round_match:
+            self._round_end = self._round_lag = 0
+        self._round_match = self.match
 
     def beat(self) -> None:
         """The regular heartbeat is sent now: its answer will tell whether what is out is lost."""

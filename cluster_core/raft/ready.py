@@ -71,8 +71,9 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
        the snapshot's last entry must never be ahead of the hard state on the disk.
     4. Replace, in **one atomic step**: the state machine with its applied index and configuration,
        and the log by an empty one that begins behind ``(offer.index, offer.last_term)``. A crash
-       leaves all of the old or all of the new; the hard state is not touched. If nothing was
-       replaced after all, ``Raft.abandon_restore``.
+       leaves all of the old or all of the new, if need be by completing the step before the
+       replica is started again; the hard state is not touched. If nothing was replaced after all,
+       ``Raft.abandon_restore``.
     5. When that is durable, ``Raft.restore(configuration)``. Its Ready tells the leader.
     """
 

@@ -24,10 +24,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from cluster_core.config import ClusterConfig
-from cluster_core.errors import KotobaError, StorageFailed, StorageFull, Unavailable
+from cluster_core.errors import KotobaError, NoLeader, StorageFailed, StorageFull, Unavailable
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import RAFT, Batch, Engine, Random
-from cluster_core.raft import Ready, SnapshotNeeded
+from cluster_core.raft import Configuration, Ready, SnapshotNeeded
 from cluster_core.replication.failover import Failover
 from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica, Room
@@ -85,6 +85,7 @@ class ReplicationHost:
     ) -> None:
         self.node_id = node_id
         self.replicas: dict[GroupId, Replica] = {}
+        self._withdrawn: dict[GroupId, Replica] = {}
         self.storage_error: KotobaError | None = None
         self.on_tick: Callable[[], None] | None = None
         """Called before the groups' ticks, while the disk keeps up: the readers that begin there
@@ -118,7 +119,17 @@ class ReplicationHost:
     ) -> None:
         """Bring this node's replica of ``group`` to life from what the engine holds."""
         own = next(replica for replica, node in members.items() if node == self.node_id)
-        self.replicas[group] = Replica(
+        self.replicas[group] = self._replica(group, own, members, voters)
+
+    def _replica(
+        self,
+        group: GroupId,
+        own: ReplicaId,
+        members: dict[ReplicaId, NodeId],
+        voters: list[ReplicaId],
+        before: Replica | None = None,
+    ) -> Replica:
+        return Replica(
             group=group,
             replica=own,
             members=members,
@@ -128,7 +139,35 @@ class ReplicationHost:
             config=self._config.raft,
             random=self._random,
             mark=self.mark,
+            before=before,
         )
+
+    # A replica that a snapshot replaces.
+
+    def withdraw(self, replica: Replica) -> None:
+        """Nothing is served by ``replica`` any more, and nothing is applied to it; its Raft, which
+        restores, goes on to answer heartbeats and votes. :meth:`renew` follows."""
+        assert self.replicas[replica.group] is replica
+        del self.replicas[replica.group]
+        self._withdrawn[replica.group] = replica
+        replica.close(NoLeader("this replica is being replaced by a snapshot; ask again"))
+
+    def renew(self, replica: Replica, configuration: Configuration) -> None:
+        """A snapshot has replaced ``replica``, durably: another one goes on with its Raft."""
+        del self._withdrawn[replica.group]
+        replica.dirty = True  # for good: it takes part in no flush any more
+        self._dirty = [one for one in self._dirty if one is not replica]
+        renewed = self._replica(replica.group, replica.id, replica.members, [], before=replica)
+        renewed.raft.restore(configuration)
+        assert renewed.applied == renewed.raft.applied, "as it was applied at the snapshot's index"
+        renewed.room = self._room_of(renewed)
+        self.replicas[replica.group] = renewed
+        self.mark(renewed)
+
+    def _all(self) -> Iterator[Replica]:
+        """All whose Raft is alive."""
+        yield from self.replicas.values()
+        yield from self._withdrawn.values()
 
     def start(self) -> None:
         self._tick_task = asyncio.get_running_loop().create_task(self._tick_forever())
@@ -173,7 +212,8 @@ class ReplicationHost:
         outbox: dict[NodeId, list[Message]] = {}
         with self._fatal("a Raft message"):
             for message in messages:
-                replica = self.replicas.get(message.group)
+                group = message.group
+                replica = self.replicas.get(group) or self._withdrawn.get(group)
                 if replica is None or replica.members.get(message.source) != peer:
                     continue
                 replica.raft.step(message)
@@ -193,7 +233,7 @@ class ReplicationHost:
         """The stream broke: groups led there campaign soon, not after an election timeout."""
         if self.storage_error is not None:
             return
-        for replica in self.replicas.values():
+        for replica in self._all():
             if replica.leader == peer:
                 lost = replica.raft.leader
                 replica.raft.leader_lost()
@@ -437,7 +477,7 @@ class ReplicationHost:
     def _tick_groups(self, now: float) -> None:
         if self.on_tick is not None:
             self.on_tick()
-        for replica in self.replicas.values():
+        for replica in self._all():
             replica.raft.tick()
             if replica.is_leader:
                 replica.note_levels(now)
@@ -469,11 +509,12 @@ class ReplicationHost:
         self.storage_error = error
         self._unsynced.abandon(error)
         self._unsynced = _Unsynced()
-        for replica in self.replicas.values():
+        for replica in self._all():
             if replica.is_leader:
                 replica.raft.step_down()
             replica.close(Unavailable(f"the disk of {self.node_id} failed: {error.detail}"))
         self.replicas.clear()
+        self._withdrawn.clear()
         self._discard()
         self._on_storage_failed(error)
 

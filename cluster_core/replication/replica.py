@@ -16,7 +16,7 @@ from cluster_core.config import RaftConfig
 from cluster_core.errors import KotobaError, NoLeader, OutcomeUnknown, Overloaded, StorageFull
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import DATA, Batch, Engine, Random
-from cluster_core.raft import Configuration, Raft, Ready, Refusal, Role
+from cluster_core.raft import Raft, Ready, Refusal, Role
 from cluster_core.raft.membership import decode_configuration
 from cluster_core.replication.command import Command, decode_command
 from cluster_core.replication.evaluation import HISTORY, Draft, Evaluation
@@ -37,7 +37,11 @@ _APPLIED: Final = Struct(">QQ")
 
 
 class Replica:
-    """See the module. ``members`` names the node of each replica id of the group."""
+    """See the module. ``members`` names the node of each replica id of the group.
+
+    ``before`` is what this replica was until a snapshot replaced it: the state is read anew, and
+    its Raft goes on.
+    """
 
     def __init__(
         self,
@@ -51,12 +55,13 @@ class Replica:
         config: RaftConfig,
         random: Random,
         mark: Callable[[Replica], None],
+        before: Replica | None = None,
     ) -> None:
         self.group = group
         self.id = replica
         self.members = members
         self.dirty = False
-        self.log = LogStore(engine, group)
+        self.log: LogStore = LogStore(engine, group) if before is None else before.log
         self.intents = IntentIndex()
         self.evaluation: Evaluation | None = None
         self.commands_applied = 0
@@ -72,19 +77,7 @@ class Replica:
         self.horizon: Timestamp = 0
         """Below it the past is not kept any more (``history.py``)."""
         self._read_state()
-        stored = engine.get(DATA, self._configuration_key)
-        self.raft = Raft(
-            group=group,
-            replica=replica,
-            voters=voters,
-            learners=[other for other in sorted(members) if other not in voters],
-            configuration=None if stored is None else decode_configuration(stored),
-            hard_state=self.log.hard_state(),
-            log=self.log,
-            applied=self.applied,
-            config=config,
-            random=random,
-        )
+        self.raft: Raft = before.raft if before else self._start_raft(voters, config, random)
         self._proposals: dict[int, tuple[int, asyncio.Future[Timestamp], float]] = {}
         self._outcomes: list[tuple[asyncio.Future[Timestamp], Timestamp]] = []
         self._readers: list[asyncio.Future[int]] = []
@@ -93,12 +86,10 @@ class Replica:
         self._applied_waiters: list[tuple[int, asyncio.Future[int]]] = []
         self._leading_waiters: list[tuple[int, asyncio.Future[int]]] = []
         self.failed: KotobaError | None = None
-        """Set once the node's disk failed, or it stops."""
+        """Set once the node's disk failed, it stops, or a snapshot takes this replica's place."""
         self.room: Room = "enough"
         self._role_waiters: list[asyncio.Future[None]] = []
         self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self._restoring = False
-        """Between the write of a snapshot and its being durable, Raft does not know of it."""
         self._level_since: dict[ReplicaId, float] = {}
         self._load_intents()
 
@@ -109,23 +100,20 @@ class Replica:
         value = self._engine.get(DATA, keys.state(self.group, HISTORY))
         self.horizon = 0 if value is None else int.from_bytes(value, "big")
 
-    def reload(self) -> None:
-        """A snapshot has replaced the state machine: read it anew. :meth:`restored` follows.
-
-        Whoever waited for an intent to be decided asks again.
-        """
-        assert self.evaluation is None, "a leader takes in no snapshot"
-        self._restoring = True
-        before, self.intents = self.intents, IntentIndex()
-        self._read_state()
-        self._load_intents()
-        before.abandon(NoLeader("a snapshot was taken in; ask again"))
-        self._wake_applied_waiters()
-
-    def restored(self, configuration: Configuration) -> None:
-        """What :meth:`reload` read is durable: Raft goes on behind it."""
-        self._restoring = False
-        self.raft.restore(configuration)
+    def _start_raft(self, voters: list[ReplicaId], config: RaftConfig, random: Random) -> Raft:
+        stored = self._engine.get(DATA, self._configuration_key)
+        return Raft(
+            group=self.group,
+            replica=self.id,
+            voters=voters,
+            learners=[other for other in sorted(self.members) if other not in voters],
+            configuration=None if stored is None else decode_configuration(stored),
+            hard_state=self.log.hard_state(),
+            log=self.log,
+            applied=self.applied,
+            config=config,
+            random=random,
+        )
 
     def _load_intents(self) -> None:
         prefix = keys.table_prefix(self.group, keys.INTENT)
@@ -388,8 +376,7 @@ class Replica:
 
     def written(self) -> None:
         """The batch of this flush is in the engine: whoever waited for it may look now."""
-        if not self._restoring:
-            self.raft.applied_to(self.applied)
+        self.raft.applied_to(self.applied)
         if self.evaluation is not None:
             self.evaluation.applied(self.applied)
         for future, timestamp in self._outcomes:

@@ -82,10 +82,10 @@ class Router:
         """The node that leads ``group`` and is ready to; waits for an election. Raises NoLeader, or
         Unavailable when this node stops."""
         loop = asyncio.get_running_loop()
-        replica = self.host.replicas.get(group)
         while True:
             if self.host.is_closed:
                 raise Unavailable(f"{self.node_id} is stopping")
+            replica = self.host.replicas.get(group)
             node = self.ready_leader(group)
             if node is not None:
                 return node

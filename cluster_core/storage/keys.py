@@ -67,6 +67,10 @@ HARD_STATE: Final = b"H"
 COLLECTED: Final = b"G"
 """Raft family: the horizon below which this node has collected, ``group · G``. Not replicated."""
 
+STAGED: Final = b"Y"
+"""Raft family: what has arrived of a snapshot, ``group · Y · 0`` and ``group · Y · 1 · chunk``.
+Not replicated."""
+
 NODE_SCOPE: Final = b"\xff\xff"
 """Raft family: what belongs to the node and to no group (store id, founding, clock ceiling)."""
 
@@ -197,3 +201,16 @@ def log_start(group: GroupId) -> bytes:
 
 def hard_state(group: GroupId) -> bytes:
     return _GROUP(group) + HARD_STATE
+
+
+def staged(group: GroupId) -> bytes:
+    """All that has arrived of a snapshot."""
+    return _GROUP(group) + STAGED
+
+
+def staged_transfer(group: GroupId) -> bytes:
+    return _GROUP(group) + STAGED + b"\0"
+
+
+def staged_chunk(group: GroupId, number: int) -> bytes:
+    return _GROUP(group) + STAGED + b"\1" + _U64(number)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from cluster_core.cluster import KotobaCluster
-from cluster_core.config import ClusterConfig, MembershipConfig, RaftConfig
+from cluster_core.config import ClusterConfig, MembershipConfig, RaftConfig, ReplicationConfig
 from cluster_core.node.node import ClusterNode
 from cluster_core.node.observe import readiness_of
 from cluster_core.storage.memory import MemoryDisk, MemoryEngine
@@ -32,6 +32,7 @@ SIM_CONFIG: Final = ClusterConfig(
     partition_count=4,
     raft=RaftConfig(log_keep_entries=8, log_entries_max=60),
     membership=MembershipConfig(),
+    replication=ReplicationConfig(snapshot_chunk_bytes=4_000),
 )
 """Few partitions: what goes wrong with 64 goes wrong with 4, sixteen times faster."""
 

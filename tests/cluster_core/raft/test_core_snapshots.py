@@ -180,6 +180,29 @@ class TestTheNeedOfASnapshot:
         raft.snapshot_failed(3)
         assert raft.truncation_point(0, spare_followers=False) == 6
 
+    def test_the_log_behind_it_stays_until_the_target_has_caught_up(self) -> None:
+        """Writes that are faster than the transfer must not call for another one."""
+        group, raft = needing()
+        for value in (b"d", b"e"):
+            raft.propose(value)
+        group[1].work()
+        group.deliver(1, 2)
+        group.deliver(2, 1)
+        group.work()
+        raft.snapshot_finished(3, 4)
+        assert raft.truncation_point(0, spare_followers=False) == 4
+        raft.step(AppendReply(GROUP, 3, 1, 1, 5))
+        assert raft.truncation_point(0, spare_followers=False) == 5
+        raft.step(AppendReply(GROUP, 3, 1, 1, 6))
+        assert raft.truncation_point(0, spare_followers=False) == 6
+        raft.propose(b"f")
+        group[1].work()
+        group.deliver(1, 2)
+        group.deliver(2, 1)
+        group.work()
+        assert raft.truncation_point(0) == 6
+        assert raft.truncation_point(0, spare_followers=False) == 7, "it is like any other now"
+
     def test_one_that_does_not_answer_is_not_brought_any(self) -> None:
         group, raft = behind()
         group.isolate(3)

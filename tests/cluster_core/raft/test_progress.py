@@ -214,3 +214,46 @@ def test_a_peer_is_live_for_one_period_after_the_one_in_which_it_answered() -> N
     assert made.is_live
     made.end_period()
     assert not made.is_live
+
+
+def behind_a_snapshot(*, written: int) -> Progress:
+    """It has taken in a snapshot that ends at 10, while the log went on to 10 + ``written``."""
+    made = progress()
+    made.become_snapshot(10)
+    assert made.acked(10)
+    made.catch_up(10 + written)
+    return made
+
+
+def test_who_is_level_behind_a_snapshot_does_not_catch_up() -> None:
+    assert not behind_a_snapshot(written=0).catches_up
+    assert not replicating(5).catches_up
+
+
+def test_catching_up_goes_on_as_long_as_every_round_leaves_less_to_do() -> None:
+    made = behind_a_snapshot(written=100)
+    for match, last_index in ((60, 120), (110, 150), (150, 160), (155, 165)):
+        assert made.acked(match)
+        made.catch_up(last_index)
+        assert made.catches_up
+    assert made.acked(165)
+    made.catch_up(165)
+    assert not made.catches_up
+
+
+def test_catching_up_ends_when_a_round_leaves_as_much_to_do() -> None:
+    made = behind_a_snapshot(written=100)
+    assert made.acked(110)
+    made.catch_up(210)
+    assert not made.catches_up
+
+
+def test_catching_up_ends_with_a_period_without_progress() -> None:
+    made = behind_a_snapshot(written=100)
+    made.end_period()
+    assert made.catches_up
+    assert made.acked(11)
+    made.end_period()
+    assert made.catches_up
+    made.end_period()
+    assert not made.catches_up

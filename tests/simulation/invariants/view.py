@@ -97,10 +97,18 @@ class Views:
             if founded is None:
                 continue
             seen = self._seen.get(node.name)
-            if seen is None or seen[0] is not founded or len(seen[1]) != len(founded.host.replicas):
+            if seen is None or seen[0] is not founded or _is_other(founded, seen[1]):
                 seen = self._seen[node.name] = (founded, _replicas_of(node, founded))
             found += seen[1]
         return found
+
+
+def _is_other(founded: ClusterNode, views: list[ReplicaView]) -> bool:
+    """Replicas came, went, or were replaced by snapshots."""
+    replicas = founded.host.replicas
+    return len(replicas) != len(views) or any(
+        replicas.get(view.group) is not view.replica for view in views
+    )
 
 
 def _replicas_of(node: SimNode, founded: ClusterNode) -> list[ReplicaView]:
