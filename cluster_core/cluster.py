@@ -42,6 +42,7 @@ from cluster_core.membership.forming import (
     form,
 )
 from cluster_core.node.bus import EventBus, Subscription
+from cluster_core.node.clock_watch import BelievedWall
 from cluster_core.node.identity import Identity
 from cluster_core.node.local import NoTransport, SystemClock
 from cluster_core.node.node import ClusterNode
@@ -288,7 +289,8 @@ class KotobaCluster:
 
     def _begin(self, founding: Founding) -> None:
         assert self._engine is not None
-        clock = self._own.clock(self._wall, self.config.replication.clock_ceiling_ahead_ms)
+        wall = BelievedWall(self._wall, asyncio.get_running_loop().time)
+        clock = self._own.clock(wall, self.config.replication.clock_ceiling_ahead_ms)
         clock.merge(self._latest)
         self._transport.identify(
             cluster_id=founding.cluster_id, node_id=self.node_id, store_id=self._own.store_id
@@ -298,6 +300,7 @@ class KotobaCluster:
             founding=founding,
             engine=self._engine,
             clock=clock,
+            wall=wall,
             transport=self._transport,
             config=self.config,
             random=self._random,

@@ -112,9 +112,12 @@ class HybridClock:
         """The ceiling to persist next, or None while the durable one is far enough ahead.
 
         Wall time counts, used or not: so a node that was idle can write at once. Asking again
-        while a persist is under way is harmless.
+        while a persist is under way is harmless. A new clock whose wall knows no time yet wants
+        none, and so gives nothing.
         """
         top = max(self._latest, self._wall())
+        if not top:
+            return None
         if top + self._ahead // 2 <= self._ceiling:
             return None
         wanted = min(top + self._ahead, TIMESTAMP_MAX)

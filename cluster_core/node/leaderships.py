@@ -2,7 +2,7 @@
 
 - *home*: to the first choice of the partition table, once it has been back for a while and has
   everything;
-- *away*: from a node whose disk is full, to one with room;
+- *away*: from a node that should lead nothing, for its disk is full or its clock far ahead;
 - *over*: from a node that stops, all of them.
 """
 
@@ -45,22 +45,25 @@ class Leaderships:
     def preferred(self, group: GroupId) -> NodeId:
         return self._tables[group].members[1]
 
-    def send_home(self, now: float, full: Collection[NodeId]) -> None:
-        """``full``: nodes that should lead nothing, for their disks have no room."""
+    def send_home(self, now: float, unfit: Collection[NodeId]) -> None:
+        """``unfit``: nodes that should lead nothing."""
         sent = 0
         for group, replica in self._host.replicas.items():
             home = self.preferred(group)
             since = self._peers_up.get(home)
             if sent == TRANSFERS_MAX or since is None or now - since < PREFER_AFTER_S:
                 continue
-            if home not in full and replica.evaluation is not None and _is_level(replica, home):
+            if home not in unfit and replica.evaluation is not None and _is_level(replica, home):
                 sent += self._host.transfer(replica, home)
 
-    def send_away(self, full: Collection[NodeId]) -> None:
-        """From this node, whose disk is full, to voters with room where there are enough."""
+    def send_away(self, unfit: Collection[NodeId], *, all_of_them: bool) -> None:
+        """From this node to voters that are not ``unfit``: what its disk has no room for, where
+        others have, or ``all_of_them``."""
         for replica in self._host.replicas.values():
-            if replica.room == "elsewhere" and replica.evaluation is not None:
-                self._transfer(replica, [node for node in self._heirs(replica) if node not in full])
+            if all_of_them or (replica.room == "elsewhere" and replica.evaluation is not None):
+                fit = [node for node in self._heirs(replica) if node not in unfit]
+                if replica.is_leader:
+                    self._transfer(replica, fit)
 
     async def hand_over(self, grace_s: float) -> None:
         """Give every leadership to somebody; returns when that is done and nothing that was

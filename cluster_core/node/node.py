@@ -18,6 +18,7 @@ from cluster_core.hlc import HybridClock, rfc3339
 from cluster_core.membership.detector import FailureDetector
 from cluster_core.membership.forming import Founding
 from cluster_core.node.bus import EventBus
+from cluster_core.node.clock_watch import BelievedWall, ClockWatch
 from cluster_core.node.closed_reads import ClosedReads, Freshness
 from cluster_core.node.feed import Feed
 from cluster_core.node.index_building import IndexBuilder
@@ -75,6 +76,7 @@ class ClusterNode:
         founding: Founding,
         engine: Engine,
         clock: HybridClock,
+        wall: BelievedWall,
         transport: Transport,
         config: ClusterConfig,
         random: Random,
@@ -155,6 +157,13 @@ class ClusterNode:
         )
         self.peers_up: dict[NodeId, float] = {}
         """Since when the stream to each peer stands, in the loop's time."""
+        self.clocks = ClockWatch(
+            wall,
+            self.mesh,
+            size=len(founding.members),
+            offset_ms_max=config.replication.clock_offset_ms_max,
+            on_believed=self.host.flush_soon,
+        )
         self._leaderships = Leaderships(self.host, self.tables, self.peers_up)
         self._on_storage_full = on_storage_full
         self.storage = StorageWatch(
@@ -203,6 +212,8 @@ class ClusterNode:
 
     def _campaign_for_own(self) -> None:
         """In a new cluster the preferred leader of each group is elected at once."""
+        if self.clocks.own_ahead_ms:
+            return
         for group, replica in self.host.replicas.items():
             if self._leaderships.preferred(group) == self.node_id and not replica.raft.leader:
                 replica.raft.campaign()
@@ -217,6 +228,7 @@ class ClusterNode:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.clocks.close()
         await self.outgoing.close()
         await self.incoming.close()
         await self.feed.close()
@@ -236,6 +248,7 @@ class ClusterNode:
         self.peers_up[peer] = now
         self.mesh.on_peer_up(peer)
         self.detector.heard(peer, now)
+        self.clocks.on_peer_up(peer)
 
     def on_peer_down(self, peer: NodeId) -> None:
         self.peers_up.pop(peer, None)
@@ -244,6 +257,7 @@ class ClusterNode:
         self.mesh.on_peer_down(peer)
         self.router.on_peer_down(peer)
         self.storage.on_peer_down(peer)
+        self.clocks.on_peer_down(peer)
 
     def _send(self, peer: NodeId, messages: list[Message]) -> None:
         self.mesh.send_messages(peer, messages)
@@ -267,9 +281,11 @@ class ClusterNode:
             for transition in self.detector.tick(now):
                 self._report_transition(transition.before, transition.after, transition.node)
             self.storage.look()
-            full = self.storage.without_room
-            self._leaderships.send_home(now, full)
-            self._leaderships.send_away(full)
+            self.clocks.look(now)
+            ahead = self.clocks.ahead_ms()
+            unfit = self.storage.without_room.union(ahead)
+            self._leaderships.send_home(now, unfit)
+            self._leaderships.send_away(unfit, all_of_them=self.node_id in ahead)
             self.router.announce()
             self._truncate_logs()
             self.incoming.tidy()

@@ -239,6 +239,10 @@ def health_of(cluster: Observed) -> HealthStatus:
         for name, state in cluster.founded.storage.states().items()
         if state != "ok"
     ]
+    reasons += [
+        f"the clock of {name} is {ahead_ms / 1000:.1f} s ahead of its peers'"
+        for name, ahead_ms in cluster.founded.clocks.ahead_ms().items()
+    ]
     return HealthStatus(
         is_healthy=not reasons,
         failed_nodes_count=status.membership.failed_nodes,
@@ -265,6 +269,8 @@ def readiness_of(cluster: Observed) -> ReadyStatus:
     if not cluster.has_replicas:
         state = cluster.storage_state
         missing.append(f"the disk of this node {'is full' if state == 'full' else 'failed'}")
+    if ahead_ms := node.clocks.own_ahead_ms:
+        missing.append(f"the clock of this node is {ahead_ms / 1000:.1f} s ahead of its peers'")
     if reachable * 10 < count * 9:
         missing.append(f"{count - reachable} of {count} partitions have no leader within reach")
     return ReadyStatus(

@@ -199,6 +199,10 @@ class ReplicationHost:
             self._dirty.append(replica)
         self._schedule()
 
+    def flush_soon(self) -> None:
+        """A flush is due though no replica asks for it: for a ceiling of the clock."""
+        self._schedule()
+
     def _schedule(self) -> None:
         if not self._scheduled and not self._closed:
             self._scheduled = True

@@ -6,14 +6,17 @@ import asyncio
 import random
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from cluster_core.cluster import KotobaCluster
-from cluster_core.errors import KotobaError
+from cluster_core.errors import KotobaError, StorageFailed
 from tests.simulation.loop import ProcessDied
 from tests.simulation.world import RESERVE_BYTES, SimNode, World
 
-__all__ = ["Chaos"]
+__all__ = ["FAR_MS", "Chaos"]
+
+FAR_MS: Final = 3_600_000
+"""A clock that is wrong is so by up to an hour."""
 
 
 class Chaos:
@@ -29,6 +32,8 @@ class Chaos:
         self.pace = pace
         self.random = random.Random(f"{world.seed}/chaos")
         self._under_way: set[asyncio.Task[None]] = set()
+        self._wrong: SimNode | None = None
+        """Whose clock is far off."""
         self._faults: list[Callable[[], Coroutine[Any, Any, None]]] = [
             self._crash,
             self._crash,
@@ -45,7 +50,9 @@ class Chaos:
             self._slow_network,
             self._slow_disk,
             self._fill_disk,
+            self._break_disk,
             self._jump_clock,
+            self._wrong_clock,
             self._transfer_leaderships,
             self._depose_leaders,
         ]
@@ -74,6 +81,7 @@ class Chaos:
         for node in self.world.nodes:
             node.disk.sync_delay = node.normal_sync_delay
             node.empty_disk()
+            self._set_clock(node, 0)
         self.world.start_all()
 
     def _some_node(self) -> SimNode:
@@ -188,11 +196,39 @@ class Chaos:
             node.empty_disk()
             self.world.note(f"{node.name}: the disk has room")
 
+    async def _break_disk(self) -> None:
+        """Writes and syncs fail, which is the end of the process; the disk is well after it."""
+        node = self._some_node()
+        node.disk.fail_writes, node.may_complain = StorageFailed, True
+        self.world.note(f"{node.name}: the disk fails")
+        await asyncio.sleep(self._some_time(3))
+        node.disk.fail_writes = None
+        if node.alive:
+            await node.crash()
+        node.may_complain = False
+        await asyncio.sleep(self._some_time(1))
+        if not node.alive:
+            node.start()
+
     async def _jump_clock(self) -> None:
+        """As NTP or an operator sets it, within what nodes take for usual."""
         node = self._some_node()
         milliseconds = self.random.choice([-1, 1]) * self._some_time(400)
-        self.world.note(f"{node.name}: clock jumps by {milliseconds:.0f} ms")
-        node.clock.jump(milliseconds)
+        self._set_clock(node, milliseconds)
+
+    async def _wrong_clock(self) -> None:
+        """Of one node, far ahead or behind. Two at a time would be a majority."""
+        if self._wrong is not None:
+            return
+        node = self._wrong = self._some_node()
+        self._set_clock(node, self.random.choice([-1, 1]) * FAR_MS * self.random.random())
+        await asyncio.sleep(self._some_time(6))
+        self._set_clock(node, 0)
+        self._wrong = None
+
+    def _set_clock(self, node: SimNode, milliseconds: float) -> None:
+        self.world.note(f"{node.name}: clock {milliseconds:+.0f} ms")
+        node.clock.offset_ms = node.usual_offset_ms + milliseconds
 
     async def _transfer_leaderships(self) -> None:
         """Of one node, each to some other one, wanted there or not."""

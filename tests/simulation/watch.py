@@ -6,6 +6,7 @@ from typing import Final
 
 from cluster_core.graph.indexes import IndexState
 from cluster_core.types import GroupId
+from tests.simulation.invariants.clock_bounds import ClockBounds
 from tests.simulation.invariants.clock_monotonicity import ClockMonotonicity
 from tests.simulation.invariants.closed_timestamps import ClosedTimestampsHold
 from tests.simulation.invariants.election_safety import ElectionSafety
@@ -42,6 +43,7 @@ class Watch:
             safety,
             LeaderCompleteness(safety),
             ClockMonotonicity(),
+            ClockBounds(world.loop.time),
             self.closed,
         ]
         self._next = 0.0
