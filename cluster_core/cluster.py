@@ -66,7 +66,7 @@ from cluster_core.status import (
     ReadyStatus,
 )
 from cluster_core.storage import MemoryDisk, MemoryEngine, RocksEngine
-from cluster_core.types import Consistency, Digest, NodeId, Timestamp, partition_of
+from cluster_core.types import Consistency, Digest, NodeId, Timestamp, group_of, partition_of
 
 __all__ = ["KotobaCluster"]
 
@@ -460,6 +460,41 @@ class KotobaCluster:
             why = f"must be 1 to {limits.timeout_ms_max}"
             raise InvalidRequest(f"timeout_ms {why}", errors=[{"where": "timeout_ms", "why": why}])
         return asyncio.get_running_loop().time() + wanted / 1000
+
+    # Placement.
+
+    async def move_partition(
+        self, partition: int, source: NodeId, target: NodeId, *, timeout_ms: int | None = None
+    ) -> PartitionStatus:
+        """Move the replica of ``partition`` at ``source`` to ``target``.
+
+        Returns when that is decided; the moving follows, and a PartitionMoved when it is done.
+        Raises NotFound where there is no such replica or node, AlreadyExists where ``target`` has
+        one.
+        """
+        await self.node.placements.move(partition, source, target, self._deadline(timeout_ms))
+        return partition_status(self.node, partition)
+
+    async def change_replicas(
+        self, partition: int, nodes: Sequence[NodeId], *, timeout_ms: int | None = None
+    ) -> PartitionStatus:
+        """Let ``nodes`` have the voters of ``partition``, in this order of preference to lead.
+
+        Returns when that is decided, as :meth:`move_partition` does. Raises NotFound, and
+        InvalidRequest for fewer voters than there are and the replication factor asks for.
+        """
+        await self.node.placements.place(partition, nodes, self._deadline(timeout_ms))
+        return partition_status(self.node, partition)
+
+    async def transfer_leadership(
+        self, partition: int, node_id: NodeId, *, timeout_ms: int | None = None
+    ) -> PartitionStatus:
+        """Let ``node_id``, which has a vote in ``partition``, lead it, and be preferred to lead it
+        from now on. Returns when it leads. Raises NotFound, InvalidRequest, OutcomeUnknown."""
+        deadline = self._deadline(timeout_ms)
+        await self.node.placements.prefer(partition, node_id, deadline)
+        await self.node.leaderships.lead_at(group_of(partition), node_id, deadline)
+        return partition_status(self.node, partition)
 
     # Observing.
 

@@ -105,6 +105,7 @@ class ReplicaStatus(msgspec.Struct, kw_only=True):
     node_id: NodeId
     replica_id: int
     role: str
+    """voter, learner or leaving: what the partition table wants of it."""
     match_index: int | None = None
     """Known at the leader only."""
 

@@ -256,8 +256,7 @@ class Feed:
         leader = self._router.leader(group)
         if leader in peers:
             return leader
-        members = self._router.tables[group].members
-        for _, node in sorted(members.items()):
+        for node in self._router.tables[group].nodes:
             if node in peers:
                 return node
         raise NoLeader(f"no node with partition {group - 1} is in reach")

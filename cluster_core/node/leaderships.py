@@ -3,7 +3,8 @@
 - *home*: to the first choice of the partition table, once it has been back for a while and has
   everything;
 - *away*: from a node that should lead nothing, for its disk is full or its clock far ahead;
-- *over*: from a node that stops, all of them.
+- *over*: from a node that stops, all of them;
+- *on request*: to the node that somebody named, which is its home from then on.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import asyncio
 from collections.abc import Collection
 from typing import Final
 
-from cluster_core.replication.host import ReplicationHost
+import msgspec
+
+from cluster_core.errors import OutcomeUnknown
 from cluster_core.replication.replica import Replica
-from cluster_core.replication.router import GroupTable
+from cluster_core.replication.router import Router
 from cluster_core.types import GroupId, NodeId
 
 __all__ = ["Leaderships"]
@@ -27,23 +30,32 @@ PREFER_AFTER_S: Final = 2.0
 
 HAND_OVER_LOOK_S: Final = 0.02
 
+TRANSFER_LOOK_S: Final = 0.05
+"""Between two looks whether a requested leader leads, and two requests to hand over to it."""
+
+
+class _Transfer(msgspec.Struct, array_like=True, frozen=True):
+    group: GroupId
+    node: NodeId
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(_Transfer).decode
+
 
 class Leaderships:
     """See the module. ``peers_up`` says since when the stream to each peer stands, and is kept up
     to date by its owner."""
 
-    def __init__(
-        self,
-        host: ReplicationHost,
-        tables: dict[GroupId, GroupTable],
-        peers_up: dict[NodeId, float],
-    ) -> None:
-        self._host = host
-        self._tables = tables
+    def __init__(self, router: Router, peers_up: dict[NodeId, float]) -> None:
+        self._router = router
+        self._host = router.host
+        self._tables = router.tables
         self._peers_up = peers_up
+        router.mesh.handle("leader.transfer", self._serve_transfer)
 
     def preferred(self, group: GroupId) -> NodeId:
-        return self._tables[group].members[1]
+        return self._tables[group].nodes[0]
 
     def send_home(self, now: float, unfit: Collection[NodeId]) -> None:
         """``unfit``: nodes that should lead nothing."""
@@ -65,6 +77,26 @@ class Leaderships:
                 if replica.is_leader:
                     self._transfer(replica, fit)
 
+    async def lead_at(self, group: GroupId, node: NodeId, deadline: float) -> None:
+        """Return when ``node``, which has a vote, leads ``group``. Raises OutcomeUnknown."""
+        body = _encode(_Transfer(group, node))
+        loop = asyncio.get_running_loop()
+        while (leader := self._router.ready_leader(group)) != node:
+            if loop.time() + TRANSFER_LOOK_S >= deadline:
+                raise OutcomeUnknown(f"{node} does not lead the partition yet")
+            if leader == self._router.node_id:
+                await self._serve_transfer(node, body)
+            elif leader is not None:
+                self._router.mesh.tell(leader, "leader.transfer", body)
+            else:
+                await self._router.leaders([group], min(deadline, loop.time() + TRANSFER_LOOK_S))
+            await asyncio.sleep(TRANSFER_LOOK_S)
+
+    async def _serve_transfer(self, peer: NodeId, body: bytes) -> bytes:
+        asked = _decode(body)
+        self._host.transfer(self._router.leading(asked.group), asked.node)
+        return b""
+
     async def hand_over(self, grace_s: float) -> None:
         """Give every leadership to somebody; returns when that is done and nothing that was
         proposed here is undecided, or after ``grace_s``."""
@@ -82,12 +114,8 @@ class Leaderships:
 
     def _heirs(self, replica: Replica) -> list[NodeId]:
         """The other voters of the group that are there."""
-        voters = self._tables[replica.group].voters
-        return [
-            node
-            for other, node in replica.members.items()
-            if other in voters and node in self._peers_up
-        ]
+        nodes = [replica.members.get(voter) for voter in replica.raft.voters]
+        return [node for node in nodes if node is not None and node in self._peers_up]
 
     def _transfer(self, replica: Replica, heirs: list[NodeId]) -> bool:
         """To one of ``heirs``, another one for each group; False when there is none."""
@@ -97,5 +125,5 @@ class Leaderships:
 
 
 def _is_level(replica: Replica, node: NodeId) -> bool:
-    target = next(r for r, member in replica.members.items() if member == node)
-    return replica.raft.match_index(target) >= replica.raft.commit
+    target = replica.voter_at(node)
+    return target is not None and replica.raft.match_index(target) >= replica.raft.commit

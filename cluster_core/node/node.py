@@ -11,7 +11,14 @@ from typing import Any, Final
 import msgspec
 
 from cluster_core.config import ClusterConfig
-from cluster_core.errors import ClockCeiling, HistoryCollected, KotobaError, NotFound, StorageFull
+from cluster_core.errors import (
+    ClockCeiling,
+    HistoryCollected,
+    KotobaError,
+    NoLeader,
+    NotFound,
+    StorageFull,
+)
 from cluster_core.events import ClusterEvent
 from cluster_core.graph.entities import Edge
 from cluster_core.hlc import HybridClock, rfc3339
@@ -24,10 +31,14 @@ from cluster_core.node.feed import Feed
 from cluster_core.node.index_building import IndexBuilder
 from cluster_core.node.index_table import IndexTable
 from cluster_core.node.leaderships import Leaderships
+from cluster_core.node.mover import Mover
+from cluster_core.node.placements import Placements
 from cluster_core.node.reads import Reads
+from cluster_core.node.residence import Residence
 from cluster_core.node.storage_watch import StorageWatch
 from cluster_core.node.table import partition_table
 from cluster_core.node.writes import Writes
+from cluster_core.placement.table import GroupTable
 from cluster_core.ports import Engine, Random, Transport
 from cluster_core.query.cursor import cursor_timestamp
 from cluster_core.query.execute import execute
@@ -41,7 +52,7 @@ from cluster_core.replication.host import ReplicationHost
 from cluster_core.replication.mesh import Mesh
 from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica
-from cluster_core.replication.router import Router
+from cluster_core.replication.router import RETRY_DELAY_S, Router
 from cluster_core.replication.snapshots import Receiver, Sender
 from cluster_core.txn.atomic import AtomicExecutor
 from cluster_core.txn.executor import Executor
@@ -93,6 +104,7 @@ class ClusterNode:
         self.bus = bus
         self.addresses = {member.node_id: member.address for member in founding.members}
         self.tables = partition_table(founding)
+        """As this node knows it; ``placements`` keeps it up to date."""
         self._transport = transport
         self._random = random
         pace = Pace()
@@ -113,6 +125,7 @@ class ClusterNode:
             self.host, self.closed, engine, clock, founding.partition_count
         )
         self.router = Router(self.host, self.mesh, self.tables)
+        self.placements = Placements(self.router, clock, config, founding, self._report_move)
         self.outgoing = Sender(
             self.host,
             engine,
@@ -130,6 +143,9 @@ class ClusterNode:
             config.replication,
             founding.cluster_id,
             self._open_replica,
+        )
+        self._residence = Residence(
+            self.host, engine, self.placements, partition_table(founding), self.incoming
         )
         self.participant = Participant(self.router, clock, config)
         self.transactions = Transactions(self.router, self.participant, clock, config, random)
@@ -164,7 +180,8 @@ class ClusterNode:
             offset_ms_max=config.replication.clock_offset_ms_max,
             on_believed=self.host.flush_soon,
         )
-        self._leaderships = Leaderships(self.host, self.tables, self.peers_up)
+        self.leaderships = Leaderships(self.router, self.peers_up)
+        self._mover = Mover(self.host, self.placements, self.peers_up)
         self._on_storage_full = on_storage_full
         self.storage = StorageWatch(
             engine, self.host, self.mesh, self._publish_storage, was_full=storage_was_full
@@ -180,9 +197,7 @@ class ClusterNode:
 
     def start(self) -> None:
         """Bring this node's replicas to life and connect to the others."""
-        for group, table in self.tables.items():
-            if self.node_id in table.members.values() and not self.incoming.load(group):
-                self.host.add(group, table.members, list(table.voters))
+        self._residence.load()
         self._is_new = all(replica.raft.term == 0 for replica in self.host.replicas.values())
         peers = {name: address for name, address in self.addresses.items() if name != self.node_id}
         self._transport.set_peers(peers)
@@ -195,6 +210,8 @@ class ClusterNode:
             self.feed.run(),
             self.indexes.run(),
             self._index_builder.run(),
+            self._residence.run(),
+            self._mover.run(),
             self._keep_house(),
             self.mesh.expire(),
         )
@@ -205,23 +222,20 @@ class ClusterNode:
             )
 
     def _open_replica(self, group: GroupId) -> None:
-        """What a crash had interrupted is done: ``group`` has a whole replica here."""
-        table = self.tables[group]
-        self.host.add(group, table.members, list(table.voters))
-        self.host.mark(self.host.replicas[group])
+        self._residence.open(group)
 
     def _campaign_for_own(self) -> None:
         """In a new cluster the preferred leader of each group is elected at once."""
         if self.clocks.own_ahead_ms:
             return
         for group, replica in self.host.replicas.items():
-            if self._leaderships.preferred(group) == self.node_id and not replica.raft.leader:
+            if self.leaderships.preferred(group) == self.node_id and not replica.raft.leader:
                 replica.raft.campaign()
                 self.host.mark(replica)
 
     async def hand_over(self, *, grace_s: float = 1.0) -> None:
         """Give the leaderships to others, before a stop. Requests go on, through the others."""
-        await self._leaderships.hand_over(grace_s)
+        await self.leaderships.hand_over(grace_s)
 
     async def stop(self) -> None:
         """Stop at once; what is in flight ends as unknown, or as not executed."""
@@ -284,8 +298,8 @@ class ClusterNode:
             self.clocks.look(now)
             ahead = self.clocks.ahead_ms()
             unfit = self.storage.without_room.union(ahead)
-            self._leaderships.send_home(now, unfit)
-            self._leaderships.send_away(unfit, all_of_them=self.node_id in ahead)
+            self.leaderships.send_home(now, unfit)
+            self.leaderships.send_away(unfit, all_of_them=self.node_id in ahead)
             self.router.announce()
             self._truncate_logs()
             self.incoming.tidy()
@@ -308,6 +322,12 @@ class ClusterNode:
         if leader is not None:
             partition = None if replica.group == META_GROUP else replica.group - 1
             self._publish("LeaderElected", leader, partition=partition, term=replica.raft.term)
+
+    def _report_move(self, group: GroupId, before: GroupTable, after: GroupTable) -> None:
+        if after.settled and not before.settled:
+            newest = after.members[max(after.wanted)]
+            where = f"partition {group - 1} is at {', '.join(after.nodes)}"
+            self._publish("PartitionMoved", newest, partition=group - 1, detail=where)
 
     def _report_storage(self, error: KotobaError) -> None:
         """Tell the others at once, so that they elect other leaders."""
@@ -352,6 +372,11 @@ class ClusterNode:
                 # A transaction that was decided meanwhile committed above our snapshot, and its
                 # client may have been answered before we began.
                 self.clock.merge(again.timestamp)
+            except NoLeader:
+                # A replica moved, or its node is out of reach: others can be asked.
+                if asyncio.get_running_loop().time() + RETRY_DELAY_S >= deadline:
+                    raise
+                await asyncio.sleep(RETRY_DELAY_S)
             except HistoryCollected:
                 # The present is never gone: this read took longer than history is kept. Where the
                 # client named the moment, it is told.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import NotFound
 from cluster_core.node.node import ClusterNode
+from cluster_core.placement.table import GroupTable
 from cluster_core.ports import Engine, StorageState
 from cluster_core.status import (
     ClusterStatus,
@@ -22,7 +23,7 @@ from cluster_core.status import (
     ReplicationStatus,
     StorageStatus,
 )
-from cluster_core.types import META_GROUP, NodeId, group_of
+from cluster_core.types import META_GROUP, NodeId, ReplicaId, group_of
 
 __all__ = ["Observed", "health_of", "partition_status", "readiness_of", "status_of"]
 
@@ -128,7 +129,7 @@ def _leaders(node: ClusterNode) -> dict[int, NodeId | None]:
 def _membership(node: ClusterNode) -> MembershipStatus:
     leaders = list(_leaders(node).values())
     meta = node.tables[META_GROUP]
-    voters = [meta.members[replica] for replica in meta.voters]
+    voters = meta.voter_nodes
     members = [
         MemberStatus(
             node_id=member.node_id,
@@ -138,7 +139,7 @@ def _membership(node: ClusterNode) -> MembershipStatus:
             zone=member.zone,
             leads=leaders.count(member.node_id),
             replicas=sum(
-                member.node_id in table.members.values()
+                member.node_id in table.nodes
                 for group, table in node.tables.items()
                 if group != META_GROUP
             ),
@@ -165,16 +166,16 @@ def _partitions(node: ClusterNode) -> PartitionsStatus:
     for group, table in node.tables.items():
         if group == META_GROUP:
             continue
-        for name in table.members.values():
+        for name in table.nodes:
             counts[name] += 1
-        under += any(_state_of(node, name) != "active" for name in table.members.values())
+        under += any(_state_of(node, name) != "active" for name in table.nodes)
     mean = sum(counts.values()) / len(counts)
     return PartitionsStatus(
         partition_count=node.founding.partition_count,
         replication_factor=node.founding.replication_factor,
         without_leader=sum(leader is None for leader in _leaders(node).values()),
         under_replicated=under,
-        moving=0,
+        moving=sum(not table.settled for table in node.tables.values()),
         variance=round(sum((count - mean) ** 2 for count in counts.values()) / len(counts), 3),
     )
 
@@ -198,8 +199,9 @@ def replication_lag_ms(node: ClusterNode) -> dict[NodeId, float]:
     for replica in node.host.replicas.values():
         if not replica.is_leader:
             continue
-        for other, name in replica.members.items():
-            if other != replica.id:
+        for other in replica.raft.configuration.members:
+            name = replica.members.get(other)
+            if other != replica.id and name is not None:
                 lag = (now - replica.level_since(other, now)) * 1000
                 lags[name] = round(max(lag, lags.get(name, 0.0)), 1)
     return lags
@@ -304,10 +306,16 @@ def partition_status(node: ClusterNode, partition: int) -> PartitionStatus:
             ReplicaStatus(
                 node_id=name,
                 replica_id=other,
-                role="voter" if other in table.voters else "learner",
+                role=_role_of(table, other),
                 match_index=replica.raft.match_index(other) if leads and replica else None,
             )
             for other, name in table.members.items()
         ],
-        preferred=list(table.members.values()),
+        preferred=table.nodes,
     )
+
+
+def _role_of(table: GroupTable, replica: ReplicaId) -> str:
+    if replica in table.voters:
+        return "voter"
+    return "learner" if replica in table.learners else "leaving"

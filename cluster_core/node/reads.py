@@ -34,7 +34,14 @@ from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import RETRY_DELAY_S, Router
 from cluster_core.storage import keys
 from cluster_core.storage.mvcc import read_at
-from cluster_core.types import Digest, GroupId, NodeId, Timestamp, group_of, partition_of
+from cluster_core.types import (
+    Digest,
+    GroupId,
+    NodeId,
+    Timestamp,
+    group_of,
+    partition_of,
+)
 
 __all__ = ["Reads"]
 
@@ -361,13 +368,15 @@ class Reads:
     def node_id(self) -> NodeId:
         return self._router.node_id
 
-    def serving_node(self, partition: int) -> NodeId:
+    def serving_node(self, partition: int, point: ReadPoint) -> NodeId:
         group = group_of(partition)
         replica = self._router.host.replicas.get(group)
         if replica is not None and replica.failed is None:
             return self._router.node_id
+        if partition not in point.applied and not point.skip_intents:
+            raise NoLeader(f"partition {partition} moved away before it was read; ask again")
         leader = self._router.leader(group)
-        return leader or next(iter(self._router.tables[group].members.values()))
+        return leader or self._router.tables[group].nodes[0]
 
     async def run_remote(self, node: NodeId, task: bytes) -> bytes:
         timeout = self._config.limits.timeout_ms_max / 1000
@@ -384,7 +393,9 @@ class Reads:
 
     def require_history(self, partition: int, timestamp: Timestamp) -> object:
         replica = self._router.host.replicas.get(group_of(partition))
-        if replica is not None and timestamp < replica.horizon:
+        if replica is None:
+            raise NoLeader(f"{self.node_id} has no replica of partition {partition}")
+        if timestamp < replica.horizon:
             raise HistoryCollected(
                 f"{format_timestamp(timestamp)} is older than what is kept",
                 kept_since=format_timestamp(replica.horizon),

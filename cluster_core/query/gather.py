@@ -140,7 +140,7 @@ class Gather:
     def node_of(self, partition: int) -> NodeId:
         node = self._serving.get(partition)
         if node is None:
-            node = self._serving[partition] = self.host.serving_node(partition)
+            node = self._serving[partition] = self.host.serving_node(partition, self.point)
         return node
 
     async def ask(self, node: NodeId, task: Task, kind: type[R], bytes_left: int = 0) -> R:

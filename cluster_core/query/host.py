@@ -51,8 +51,11 @@ class QueryHost(Protocol):
         """The property indexes that are READY in every partition, as far as this node knows."""
         ...
 
-    def serving_node(self, partition: int) -> NodeId:
-        """A node with a replica of ``partition``: this one when it has one that may serve."""
+    def serving_node(self, partition: int, point: ReadPoint) -> NodeId:
+        """A node with a replica of ``partition``: this one when it has one that may serve.
+
+        Raises NoLeader where ``point`` was made for a replica here that has moved away since.
+        """
         ...
 
     async def run_remote(self, node: NodeId, task: bytes) -> bytes:
@@ -67,9 +70,10 @@ class QueryHost(Protocol):
         ...
 
     def require_history(self, partition: int, timestamp: Timestamp) -> object:
-        """Raise HistoryCollected where the local replica of ``partition`` no longer keeps what a
-        read at ``timestamp`` sees. Asked again when all is read: a collection may overtake it, and
-        a snapshot may replace the replica. Then it gives another object than before."""
+        """Raise NoLeader where there is no local replica of ``partition``, and HistoryCollected
+        where it no longer keeps what a read at ``timestamp`` sees. Asked again when all is read: a
+        collection may overtake it, a snapshot may replace the replica, and one that moved away may
+        have come back. Then it gives another object than before."""
         ...
 
     async def settle(

@@ -287,6 +287,11 @@ class Raft:
         return self.role is Role.LEADER
 
     @property
+    def is_restoring(self) -> bool:
+        """Whether the host is taking in a snapshot."""
+        return self._restoring is not None
+
+    @property
     def committed_in_term(self) -> bool:
         """We lead, and an entry of our own term is committed: our commit index is no older than
         any write that a client was told of (§8). Reads wait for it, and so does who evaluates."""

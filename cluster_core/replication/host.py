@@ -85,6 +85,9 @@ class ReplicationHost:
     ) -> None:
         self.node_id = node_id
         self.replicas: dict[GroupId, Replica] = {}
+        """Those that others may be served from."""
+        self.joining: dict[GroupId, Replica] = {}
+        """Those that were added to their group and do not have its state yet."""
         self._withdrawn: dict[GroupId, Replica] = {}
         self.storage_error: KotobaError | None = None
         self.on_tick: Callable[[], None] | None = None
@@ -115,25 +118,29 @@ class ReplicationHost:
         self._closed = False
 
     def add(
-        self, group: GroupId, members: dict[ReplicaId, NodeId], voters: list[ReplicaId]
+        self,
+        group: GroupId,
+        replica: ReplicaId,
+        members: dict[ReplicaId, NodeId],
+        founding: Configuration,
     ) -> None:
         """Bring this node's replica of ``group`` to life from what the engine holds."""
-        own = next(replica for replica, node in members.items() if node == self.node_id)
-        self.replicas[group] = self._replica(group, own, members, voters)
+        assert self.find(group) is None, "a node has one replica of a group"
+        self._take_in(self._replica(group, replica, members, founding))
 
     def _replica(
         self,
         group: GroupId,
         own: ReplicaId,
         members: dict[ReplicaId, NodeId],
-        voters: list[ReplicaId],
+        founding: Configuration,
         before: Replica | None = None,
     ) -> Replica:
         return Replica(
             group=group,
             replica=own,
             members=members,
-            voters=voters,
+            founding=founding,
             engine=self._engine,
             clock=self._clock,
             config=self._config.raft,
@@ -142,36 +149,65 @@ class ReplicationHost:
             before=before,
         )
 
+    def _take_in(self, replica: Replica) -> None:
+        replica.room = self._room_of(replica)
+        self.joining[replica.group] = replica
+        self._note_joined(replica)
+
+    def _note_joined(self, replica: Replica) -> None:
+        if replica.has_joined:
+            self.replicas[replica.group] = self.joining.pop(replica.group)
+
+    def remove(self, replica: Replica) -> None:
+        """Forget a replica that its group has let go; its range is to be deleted in this turn."""
+        assert not replica.is_leader
+        assert self.find(replica.group) is replica
+        self.replicas.pop(replica.group, None)
+        self.joining.pop(replica.group, None)
+        self._untold.pop(replica.group, None)
+        self._retire(replica)
+        replica.members = {}  # it says nothing any more
+        replica.close(
+            NoLeader(f"{self.node_id} has no replica of partition {replica.group - 1} any more")
+        )
+
+    def _retire(self, replica: Replica) -> None:
+        """It takes part in no flush any more."""
+        replica.dirty = True
+        self._dirty = [other for other in self._dirty if other is not replica]
+
     # A replica that a snapshot replaces.
 
     def withdraw(self, replica: Replica) -> None:
         """Nothing is served by ``replica`` any more, and nothing is applied to it; its Raft, which
         restores, goes on to answer heartbeats and votes. :meth:`renew` follows."""
-        assert self.replicas[replica.group] is replica
-        del self.replicas[replica.group]
+        assert self.find(replica.group) is replica
+        self.replicas.pop(replica.group, None)
+        self.joining.pop(replica.group, None)
         self._withdrawn[replica.group] = replica
         replica.close(NoLeader("this replica is being replaced by a snapshot; ask again"))
 
     def renew(self, replica: Replica, configuration: Configuration) -> None:
         """A snapshot has replaced ``replica``, durably: another one goes on with its Raft."""
         del self._withdrawn[replica.group]
-        replica.dirty = True  # for good: it takes part in no flush any more
-        self._dirty = [one for one in self._dirty if one is not replica]
-        renewed = self._replica(replica.group, replica.id, replica.members, [], before=replica)
+        self._retire(replica)
+        renewed = self._replica(
+            replica.group, replica.id, replica.members, replica.founding, before=replica
+        )
         renewed.raft.restore(configuration)
         assert renewed.applied == renewed.raft.applied, "as it was applied at the snapshot's index"
-        renewed.room = self._room_of(renewed)
-        self.replicas[replica.group] = renewed
+        self._take_in(renewed)
         self.mark(renewed)
 
     def _all(self) -> Iterator[Replica]:
         """All whose Raft is alive."""
         yield from self.replicas.values()
+        yield from self.joining.values()
         yield from self._withdrawn.values()
 
     def start(self) -> None:
         self._tick_task = asyncio.get_running_loop().create_task(self._tick_forever())
-        for replica in self.replicas.values():
+        for replica in self._all():
             self.mark(replica)
 
     async def stop(self) -> None:
@@ -183,7 +219,7 @@ class ReplicationHost:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         error = Unavailable(f"{self.node_id} is stopping")
-        for replica in self.replicas.values():
+        for replica in self._all():
             replica.close(error)
 
     # What others may ask.
@@ -191,6 +227,10 @@ class ReplicationHost:
     @property
     def is_closed(self) -> bool:
         return self._closed
+
+    def find(self, group: GroupId) -> Replica | None:
+        """This node's replica of ``group``, whether it may be served from or not."""
+        return self.replicas.get(group) or self.joining.get(group) or self._withdrawn.get(group)
 
     def mark(self, replica: Replica) -> None:
         """``replica`` has something to do: it takes part in the next flush."""
@@ -216,8 +256,7 @@ class ReplicationHost:
         outbox: dict[NodeId, list[Message]] = {}
         with self._fatal("a Raft message"):
             for message in messages:
-                group = message.group
-                replica = self.replicas.get(group) or self._withdrawn.get(group)
+                replica = self.find(message.group)
                 if replica is None or replica.members.get(message.source) != peer:
                     continue
                 replica.raft.step(message)
@@ -335,6 +374,8 @@ class ReplicationHost:
         for need in ready.snapshots:
             self.on_snapshot_needed(replica, need)
         replica.finish_turn(ready)
+        if self.joining and replica.group in self.joining:
+            self._note_joined(replica)
         if ready.role_changed:
             self._note_leader(replica)
         if replica.raft.has_ready():
@@ -468,7 +509,7 @@ class ReplicationHost:
             self._tick(loop.time())
 
     def _tick(self, now: float) -> None:
-        for replica in self.replicas.values():
+        for replica in self._all():
             replica.expire(now)
         if self.storage_error is not None:
             return
@@ -518,6 +559,7 @@ class ReplicationHost:
                 replica.raft.step_down()
             replica.close(Unavailable(f"the disk of {self.node_id} failed: {error.detail}"))
         self.replicas.clear()
+        self.joining.clear()
         self._withdrawn.clear()
         self._discard()
         self._on_storage_failed(error)
@@ -545,8 +587,8 @@ class ReplicationHost:
 
     def transfer(self, replica: Replica, node: NodeId) -> bool:
         """Hand the leadership of ``replica``'s group to ``node``; False when that is impossible."""
-        target = next((r for r, member in sorted(replica.members.items()) if member == node), 0)
-        if not replica.is_leader or not target or target == replica.id:
+        target = replica.voter_at(node)
+        if not replica.is_leader or target is None or target == replica.id:
             return False
         replica.raft.transfer_leadership(target)
         self.mark(replica)

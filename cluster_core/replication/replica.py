@@ -16,8 +16,15 @@ from cluster_core.config import RaftConfig
 from cluster_core.errors import KotobaError, NoLeader, OutcomeUnknown, Overloaded, StorageFull
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import DATA, Batch, Engine, Random
-from cluster_core.raft import Raft, Ready, Refusal, Role
-from cluster_core.raft.membership import decode_configuration
+from cluster_core.raft import (
+    Change,
+    Configuration,
+    Raft,
+    Ready,
+    Refusal,
+    Role,
+    decode_configuration,
+)
 from cluster_core.replication.command import Command, decode_command
 from cluster_core.replication.evaluation import HISTORY, Draft, Evaluation
 from cluster_core.replication.intents import IntentIndex, decode_intent
@@ -37,7 +44,9 @@ _APPLIED: Final = Struct(">QQ")
 
 
 class Replica:
-    """See the module. ``members`` names the node of each replica id of the group.
+    """See the module. ``members`` names the node of each replica id of the group, and is replaced
+    as the partition table changes. ``founding`` is the configuration with which the group began, or
+    UNKNOWN for a replica that was added since.
 
     ``before`` is what this replica was until a snapshot replaced it: the state is read anew, and
     its Raft goes on.
@@ -49,7 +58,7 @@ class Replica:
         group: GroupId,
         replica: ReplicaId,
         members: dict[ReplicaId, NodeId],
-        voters: list[ReplicaId],
+        founding: Configuration,
         engine: Engine,
         clock: HybridClock,
         config: RaftConfig,
@@ -72,12 +81,16 @@ class Replica:
         self._mark = mark
         self._applied_key = keys.state(group, b"applied")
         self._configuration_key = keys.state(group, b"configuration")
+        self._highest_key = keys.state(group, b"highest-replica")
+        self.founding = founding
         self.applied = 0
         self.applied_timestamp: Timestamp = 0
         self.horizon: Timestamp = 0
         """Below it the past is not kept any more (``history.py``)."""
+        self.highest_id: ReplicaId = 0
+        """The highest replica id that the group ever had, as far as it is applied here."""
         self._read_state()
-        self.raft: Raft = before.raft if before else self._start_raft(voters, config, random)
+        self.raft: Raft = before.raft if before else self._start_raft(config, random)
         self._proposals: dict[int, tuple[int, asyncio.Future[Timestamp], float]] = {}
         self._outcomes: list[tuple[asyncio.Future[Timestamp], Timestamp]] = []
         self._readers: list[asyncio.Future[int]] = []
@@ -99,14 +112,17 @@ class Replica:
         self.applied, self.applied_timestamp = (0, 0) if value is None else _APPLIED.unpack(value)
         value = self._engine.get(DATA, keys.state(self.group, HISTORY))
         self.horizon = 0 if value is None else int.from_bytes(value, "big")
+        value = self._engine.get(DATA, self._highest_key)
+        founding = max(self.founding.members, default=0)
+        self.highest_id = founding if value is None else int.from_bytes(value, "big")
 
-    def _start_raft(self, voters: list[ReplicaId], config: RaftConfig, random: Random) -> Raft:
+    def _start_raft(self, config: RaftConfig, random: Random) -> Raft:
         stored = self._engine.get(DATA, self._configuration_key)
         return Raft(
             group=self.group,
             replica=self.id,
-            voters=voters,
-            learners=[other for other in sorted(self.members) if other not in voters],
+            voters=self.founding.voters,
+            learners=self.founding.learners,
             configuration=None if stored is None else decode_configuration(stored),
             hard_state=self.log.hard_state(),
             log=self.log,
@@ -120,6 +136,24 @@ class Replica:
         now = asyncio.get_running_loop().time()
         for _, value in self._engine.scan(DATA, prefix, keys.after(prefix)):
             self.intents.add(decode_intent(value), now)
+
+    # Members.
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether it has applied that it is a member: from then on it is a replica like any other.
+        Before, it is empty or far behind, and nobody may be served from it."""
+        return self.id in self.raft.applied_configuration.members
+
+    def voter_at(self, node: NodeId) -> ReplicaId | None:
+        """The voter of the group that is at ``node``."""
+        voters = self.raft.voters
+        return next((voter for voter in voters if self.members.get(voter) == node), None)
+
+    def propose_configuration(self, change: Change) -> None:
+        """Begin to change the members. Raises ProposalRefused."""
+        self.raft.propose_configuration(change)
+        self._mark(self)
 
     # Leadership.
 
@@ -300,7 +334,7 @@ class Replica:
     def note_levels(self, now: float) -> None:
         """Remember which followers have all of the log; called every tick while leading."""
         last = self.raft.last_index
-        for other in self.members:
+        for other in self.raft.configuration.members:
             if other == self.id:
                 continue
             if self.raft.match_index(other) >= last:
@@ -334,13 +368,18 @@ class Replica:
             assert entry.index == self.applied + 1, "applied in order, each once"
             self.applied = entry.index
             if entry.kind == CONFIGURATION:
-                batch.put(DATA, self._configuration_key, entry.data)
+                self._apply_configuration(batch, entry.data)
             elif entry.data:
                 command = decode_command(entry.data)
                 self._apply_command(batch, command)
                 self.applied_timestamp = max(self.applied_timestamp, command.timestamp)
             self._settle_proposal(entry)
         batch.put(DATA, self._applied_key, _APPLIED.pack(self.applied, self.applied_timestamp))
+
+    def _apply_configuration(self, batch: Batch, data: bytes) -> None:
+        batch.put(DATA, self._configuration_key, data)
+        self.highest_id = max(self.highest_id, *decode_configuration(data).members)
+        batch.put(DATA, self._highest_key, self.highest_id.to_bytes(8, "big"))
 
     def _apply_command(self, batch: Batch, command: Command) -> None:
         put = batch.put

@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from cluster_core.errors import NoLeader, OutcomeUnknown, RetryError, Unavailable
+from cluster_core.placement.table import GroupTable
 from cluster_core.replication.evaluation import Evaluation
 from cluster_core.replication.host import ReplicationHost
 from cluster_core.replication.mesh import Mesh
 from cluster_core.replication.replica import Replica
 from cluster_core.types import META_GROUP, GroupId, NodeId
 
-__all__ = ["GroupTable", "Router", "confirm"]
+__all__ = ["Router", "confirm"]
 
 RETRY_DELAY_S = 0.02
 """Between two tries to reach a leader; an election takes tens of milliseconds."""
@@ -24,15 +25,11 @@ ANNOUNCE_AGAIN = 8
 """Every so many announcements say everything again: about every two seconds."""
 
 
-class GroupTable(msgspec.Struct, frozen=True):
-    """Where the replicas of one group live. ``members`` is in the order of preference to lead."""
-
-    members: dict[int, NodeId]
-    voters: tuple[int, ...]
-
-
 class Router:
-    """See the module. Groups without a replica here are known by hints of those that have one."""
+    """See the module. Groups without a replica here are known by hints of those that have one.
+
+    ``tables`` is kept up to date by its owner.
+    """
 
     def __init__(
         self, host: ReplicationHost, mesh: Mesh, tables: dict[GroupId, GroupTable]
@@ -92,6 +89,7 @@ class Router:
             remaining = deadline - loop.time()
             if remaining <= 0:
                 raise NoLeader(f"no leader is known for partition {group - 1}")
+            replica = self.host.replicas.get(group)
             if replica is None:
                 await self._ask_for_leader(group, remaining)
             else:
@@ -144,12 +142,15 @@ class Router:
             group for group, replica in self.host.replicas.items() if replica.evaluation is not None
         )
         for peer in sorted(self.mesh.peers):
-            foreign = frozenset(
-                group for group in led if peer not in self.tables[group].members.values()
-            )
+            foreign = frozenset(group for group in led if not self._follows(peer, group))
             if self._announced.get(peer, frozenset()) != foreign:
                 self._announced[peer] = foreign
                 self.mesh.tell(peer, "leading", msgspec.msgpack.encode(sorted(foreign)))
+
+    def _follows(self, peer: NodeId, group: GroupId) -> bool:
+        """Whether ``peer`` surely has a replica, and so need not be told who leads."""
+        table = self.tables[group]
+        return table.settled and peer in table.members.values()
 
     async def _serve_leading(self, peer: NodeId, body: bytes) -> bytes:
         led = msgspec.msgpack.decode(body, type=list[GroupId])

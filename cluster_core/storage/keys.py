@@ -16,6 +16,8 @@ VERSION   version digest                         entity digest; later versions t
 LABEL     kind · label · 0 · digest       ~ts    1: the entity has the label
 PROPERTY  index · kind · value · digest   ~ts    1: the entity has the value (graph/indexes.py)
 INDEX     index                                  index definition (``graph/indexes.py``)
+PLACEMENT group                                  in the meta group: a table of that group's replicas
+                                                 (``placement/table.py``)
 CHANGE    timestamp · entity digest              change (``graph/parts.py``)
 DEDUPE    request nonce                          fingerprint + result
 INTENT    transaction id                         intent
@@ -54,6 +56,7 @@ DEDUPE: Final = b"D"
 INTENT: Final = b"K"
 RECORD: Final = b"T"
 REFUSAL: Final = b"R"
+PLACEMENT: Final = b"A"
 STATE: Final = b"S"
 
 _KINDS: Final = (b"\0", b"\1", b"\2")
@@ -70,6 +73,9 @@ COLLECTED: Final = b"G"
 STAGED: Final = b"Y"
 """Raft family: what has arrived of a snapshot, ``group · Y · 0`` and ``group · Y · 1 · chunk``.
 Not replicated."""
+RESIDENT: Final = b"R"
+"""Raft family: the id of the replica that is here, and of the last one that was removed,
+``group · R``. Not replicated."""
 
 NODE_SCOPE: Final = b"\xff\xff"
 """Raft family: what belongs to the node and to no group (store id, founding, clock ceiling)."""
@@ -187,6 +193,10 @@ def split_version(key: bytes) -> tuple[bytes, Timestamp]:
     return key[:-8], TIMESTAMP_MAX - _unpack_u64(key, len(key) - 8)[0]
 
 
+def placement(group: GroupId, of: GroupId) -> bytes:
+    return _GROUP(group) + PLACEMENT + _GROUP(of)
+
+
 def log_entry(group: GroupId, index: int) -> bytes:
     return _GROUP(group) + LOG + _U64(index)
 
@@ -214,3 +224,7 @@ def staged_transfer(group: GroupId) -> bytes:
 
 def staged_chunk(group: GroupId, number: int) -> bytes:
     return _GROUP(group) + STAGED + b"\1" + _U64(number)
+
+
+def resident(group: GroupId) -> bytes:
+    return _GROUP(group) + RESIDENT

@@ -56,6 +56,8 @@ class Chaos:
             self._transfer_leaderships,
             self._depose_leaders,
         ]
+        if len(world.nodes) > world.config.replication_factor:
+            self._faults += [self._move_replicas, self._move_replicas, self._prefer_leader]
         if only:
             known = {fault.__name__[1:] for fault in self._faults}
             assert known.issuperset(only), f"no such fault: {sorted(set(only) - known)}"
@@ -209,6 +211,33 @@ class Chaos:
         await asyncio.sleep(self._some_time(1))
         if not node.alive:
             node.start()
+
+    async def _move_replicas(self) -> None:
+        """One partition, a few times: also back, and elsewhere before it has arrived."""
+        partition = self.random.randrange(self.world.config.partition_count)
+        for _ in range(self.random.randint(1, 4)):
+
+            async def move(cluster: KotobaCluster) -> None:
+                here = [one.node_id for one in (await cluster.partition(partition)).replicas]
+                others = [node.name for node in self.world.nodes if node.name not in here]
+                if not others:
+                    return  # it moves already
+                source, target = self.random.choice(here), self.random.choice(others)
+                await cluster.move_partition(partition, source, target, timeout_ms=1_000)
+                self.world.note(f"partition {partition} is to move from {source} to {target}")
+
+            await self._ask(self._some_node(), move)
+            await asyncio.sleep(self._some_time(2))
+
+    async def _prefer_leader(self) -> None:
+        """Somebody wants another node to lead a partition."""
+        partition = self.random.randrange(self.world.config.partition_count)
+        node = self._some_node().name
+
+        async def transfer(cluster: KotobaCluster) -> None:
+            await cluster.transfer_leadership(partition, node, timeout_ms=1_000)
+
+        await self._ask(self._some_node(), transfer)
 
     async def _jump_clock(self) -> None:
         """As NTP or an operator sets it, within what nodes take for usual."""

@@ -62,6 +62,8 @@ class Run:
     world: World
     history: History
     bank: Bank
+    configurations: int
+    """Changes of the groups' configurations."""
 
     @property
     def summary(self) -> str:
@@ -71,7 +73,8 @@ class Run:
             f"seed {self.world.seed}: {self.world.loop.time():.0f} s of virtual time, "
             f"{len(events)} operations, {unknown} of unknown outcome, "
             f"{len(self.history.acknowledged)} writes acknowledged, "
-            f"{len(self.bank.transactions)} transactions"
+            f"{len(self.bank.transactions)} transactions, "
+            f"{self.configurations} changes of configurations"
         )
 
 
@@ -103,13 +106,17 @@ def run(
     config = FORGETFUL if seed % 3 == 2 else SIM_CONFIG
     banks: list[Bank] = []
     worlds: list[World] = []
+    watches: list[Watch] = []
     history = History()
 
     async def scenario(world: World) -> None:
         worlds.append(world)
         trouble = Chaos(world, pace=pace, only=only) if chaos else None
         banks.append(Bank(world, history))
-        await _live(banks[0], trouble, seconds=seconds, clients=clients, tellers=tellers)
+        watches.append(Watch(world))
+        await _live(
+            banks[0], watches[0], trouble, seconds=seconds, clients=clients, tellers=tellers
+        )
 
     try:
         world = simulate(seed, scenario, nodes=nodes, config=config)
@@ -125,14 +132,13 @@ def run(
             f"replay: {plan.command(seed)}\n"
             f"the end of its trace:\n{tail}"
         ) from error
-    return Run(world, history, banks[0])
+    return Run(world, history, banks[0], watches[0].chain.changes)
 
 
 async def _live(
-    bank: Bank, trouble: Chaos | None, *, seconds: float, clients: int, tellers: int
+    bank: Bank, watch: Watch, trouble: Chaos | None, *, seconds: float, clients: int, tellers: int
 ) -> None:
     world, history = bank.world, bank.history
-    watch = Watch(world)
     world.start_all()
     await world.until_ready()
     if tellers:
@@ -177,4 +183,5 @@ async def _recover(bank: Bank, watch: Watch) -> None:
         assert await client.create_vertex() is not None, "no write is acknowledged"
     assert world.loop.time() < deadline, "the cluster is slow without any fault"
     await world.until(watch.indexes_are_settled, _RECOVERY_S, "indexes ready, or gone")
+    await world.until(watch.moves_are_settled, _RECOVERY_S, "moves ended, what left is gone")
     await world.until(watch.is_level, _RECOVERY_S, "replicas level, no intent left")

@@ -129,6 +129,16 @@ class Receiver:
             if transfer.task is None and now - transfer.seen > IDLE_S:
                 self._drop(transfer)
 
+    def replaces(self, group: GroupId) -> bool:
+        """Whether the replica of ``group`` is being replaced, or about to be: it must stay."""
+        transfer = self._transfers.get(group)
+        return transfer is not None and transfer.task is not None
+
+    def forget(self, group: GroupId) -> None:
+        """The replica of ``group`` is removed, and with it what was staged for it."""
+        assert not self.replaces(group)
+        self._transfers.pop(group, None)
+
     # Requests.
 
     async def serve(self, body: bytes) -> bytes:
@@ -162,7 +172,7 @@ class Receiver:
         return self._finish(replica, self._known(header), request)
 
     def _replica_of(self, header: Header) -> Replica:
-        replica = self._host.replicas.get(header.offer.group)
+        replica = self._host.find(header.offer.group)
         if replica is None or replica.id != header.offer.target:
             raise Conflict("there is no such replica here")
         if replica.members.get(header.offer.source) != header.sender:

@@ -50,7 +50,7 @@ from cluster_core.query.results import QueryResult
 from cluster_core.storage import keys
 from cluster_core.storage.memory import MemoryEngine
 from cluster_core.storage.mvcc import newest
-from cluster_core.types import Digest, NodeId, Timestamp, group_of, partition_of
+from cluster_core.types import Digest, NodeId, ReplicaId, Timestamp, group_of, partition_of
 
 PARTITIONS = 6
 
@@ -77,7 +77,7 @@ class QueryNode:
     def indexes(self) -> list[IndexDefinition]:
         return self.known
 
-    def serving_node(self, partition: int) -> NodeId:
+    def serving_node(self, partition: int, point: ReadPoint | None = None) -> NodeId:
         names = sorted(self._mesh)
         return names[partition % len(names)]
 
@@ -90,10 +90,11 @@ class QueryNode:
         assert self.serving_node(partition) == self.node_id
         self.waited.append((partition, index))
 
-    def require_history(self, partition: int, timestamp: Timestamp) -> None:
+    def require_history(self, partition: int, timestamp: Timestamp) -> ReplicaId:
         assert self.serving_node(partition) == self.node_id
         if timestamp < self.horizon:
             raise HistoryCollected("it is older than what is kept")
+        return 1
 
     async def settle(
         self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None

@@ -5,13 +5,10 @@ A crash may forget what was merged and not yet covered by the durable ceiling, a
 
 from __future__ import annotations
 
-from cluster_core.replication.command import decode_command
 from cluster_core.types import GroupId, Timestamp
-from tests.simulation.invariants.view import ReplicaView
+from tests.simulation.invariants.view import ReplicaView, command_of
 
 __all__ = ["ClockMonotonicity"]
-
-_TERM_BYTES = 8
 
 
 class ClockMonotonicity:
@@ -40,8 +37,9 @@ class ClockMonotonicity:
             if entry is None:
                 assert index < view.first_kept
                 return  # a snapshot brought it; somebody else has the entries
-            if len(entry) > _TERM_BYTES and view.group != 0:
-                timestamp = decode_command(entry[_TERM_BYTES:]).timestamp
+            command = command_of(entry)
+            if command is not None and view.group != 0:
+                timestamp = command.timestamp
                 assert timestamp > latest, (
                     f"group {view.group}, index {index}: timestamp {timestamp} after {latest}"
                 )

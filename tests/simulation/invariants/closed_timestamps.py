@@ -7,14 +7,12 @@ entry that anybody applies.
 from __future__ import annotations
 
 from cluster_core.replication.closed import Point
-from cluster_core.replication.command import decode_command
 from cluster_core.storage import keys
 from cluster_core.types import META_GROUP, Digest, GroupId, Timestamp
-from tests.simulation.invariants.view import ReplicaView
+from tests.simulation.invariants.view import Life, ReplicaView, command_of
 
 __all__ = ["ClosedTimestampsHold"]
 
-_TERM_BYTES = 8
 _VERSIONED = (keys.ENTITY, keys.OUT, keys.IN)
 
 
@@ -26,7 +24,7 @@ class ClosedTimestampsHold:
         """Of every change that was committed: when, in which partition, of which entity."""
         self._written: dict[GroupId, list[Timestamp | None]] = {}
         """Per group, from index 1: the lowest timestamp of a version that the entry writes."""
-        self._seen: dict[tuple[str, int, GroupId], Point] = {}
+        self._seen: dict[Life, Point] = {}
         self._points: dict[GroupId, list[Point]] = {}
         """Those whose index lies beyond what was applied when they were seen, and the highest of
         the others."""
@@ -79,10 +77,11 @@ class ClosedTimestampsHold:
 
     def _lowest_written(self, group: GroupId, entry: bytes) -> Timestamp | None:
         """The lowest timestamp of a version or change that an entry writes."""
-        if len(entry) <= _TERM_BYTES:
+        command = command_of(entry)
+        if command is None:
             return None
         lowest: Timestamp | None = None
-        for key in decode_command(entry[_TERM_BYTES:]).puts[::2]:
+        for key in command.puts[::2]:
             table = key[2:3]
             if table in _VERSIONED:
                 timestamp = keys.split_version(key)[1]

@@ -6,15 +6,14 @@ Log matching vouches for what lies before it.
 
 from __future__ import annotations
 
-from cluster_core.types import GroupId
-from tests.simulation.invariants.view import ReplicaView
+from tests.simulation.invariants.view import Life, ReplicaView
 
 __all__ = ["LeaderAppendOnly"]
 
 
 class LeaderAppendOnly:
     def __init__(self) -> None:
-        self._last: dict[tuple[str, int, GroupId], tuple[int, int, bytes | None]] = {}
+        self._last: dict[Life, tuple[int, int, bytes | None]] = {}
         """Of each replica that led when it was looked at: its term, and its last entry."""
 
     def check(self, replicas: list[ReplicaView]) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from cluster_core.types import GroupId
-from tests.simulation.invariants.view import ReplicaView
+from tests.simulation.invariants.view import Life, ReplicaView, term_of
 
 __all__ = ["StateMachineSafety"]
-
-_TERM_BYTES = 8
 
 
 class StateMachineSafety:
@@ -15,7 +13,7 @@ class StateMachineSafety:
         self.committed: dict[GroupId, dict[int, tuple[int, bytes, str]]] = {}
         """Per group and index: term, entry, and who applied it first. An index that every replica
         truncated before anybody looked is missing."""
-        self._seen: dict[tuple[str, int, GroupId], int] = {}
+        self._seen: dict[Life, int] = {}
 
     def check(self, replicas: list[ReplicaView]) -> None:
         for view in replicas:
@@ -32,7 +30,7 @@ class StateMachineSafety:
             if entry is None:
                 assert index < view.first_kept, f"{view.node}: applied {index} without having it"
                 continue
-            mine = (int.from_bytes(entry[:_TERM_BYTES], "big"), entry, view.node)
+            mine = (term_of(entry), entry, view.node)
             _, first, who = committed.setdefault(index, mine)
             assert entry == first, (
                 f"group {view.group}, index {index}: {who} and {view.node} applied others"

@@ -8,12 +8,28 @@ from typing import Protocol
 
 from cluster_core.node.node import ClusterNode
 from cluster_core.ports import DATA, RAFT, Engine
+from cluster_core.raft import Configuration, decode_configuration
+from cluster_core.replication.command import Command, decode_command
 from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
-from cluster_core.types import GroupId, Timestamp
+from cluster_core.types import GroupId, ReplicaId, Timestamp
+from cluster_core.wire.messages import CONFIGURATION
 from tests.simulation.world import SimNode, World
 
-__all__ = ["Invariant", "ReplicaView", "Views"]
+__all__ = [
+    "Invariant",
+    "Life",
+    "ReplicaView",
+    "Views",
+    "command_of",
+    "configuration_of",
+    "term_of",
+]
+
+Life = tuple[str, int, GroupId, ReplicaId]
+"""One replica of one process: node, incarnation, group, replica id."""
+
+_HEAD_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +54,8 @@ class ReplicaView:
         return self.founded.clock.ceiling
 
     @property
-    def life(self) -> tuple[str, int, GroupId]:
-        return (self.node, self.incarnation, self.group)
+    def life(self) -> Life:
+        return (self.node, self.incarnation, self.group, self.replica.id)
 
     @property
     def term(self) -> int:
@@ -64,7 +80,7 @@ class ReplicaView:
         return self.replica.log.first_index()
 
     def entry(self, index: int) -> bytes | None:
-        """The entry as it lies in the log: 8 bytes of term, then the command."""
+        """The entry as it lies in the log: a byte of its kind, 7 bytes of term, then its data."""
         return self.engine.get(RAFT, keys.log_entry(self.group, index))
 
     def data(self) -> Iterator[tuple[bytes, bytes]]:
@@ -83,12 +99,27 @@ class Invariant(Protocol):
     def check(self, replicas: list[ReplicaView]) -> None: ...
 
 
+def term_of(entry: bytes) -> int:
+    return int.from_bytes(entry[1:_HEAD_BYTES], "big")
+
+
+def command_of(entry: bytes) -> Command | None:
+    """What the entry does to the state machine; None where that is nothing."""
+    is_command = len(entry) > _HEAD_BYTES and not entry[0]
+    return decode_command(entry[_HEAD_BYTES:]) if is_command else None
+
+
+def configuration_of(entry: bytes) -> Configuration | None:
+    """The configuration that the entry holds, if it is one."""
+    return decode_configuration(entry[_HEAD_BYTES:]) if entry[0] == CONFIGURATION else None
+
+
 class Views:
     """Every replica of every running node. Asked for after every turn, so it remembers."""
 
     def __init__(self, world: World):
         self._world = world
-        self._seen: dict[str, tuple[ClusterNode, list[ReplicaView]]] = {}
+        self._seen: dict[str, tuple[list[Replica], list[ReplicaView]]] = {}
 
     def __call__(self) -> list[ReplicaView]:
         found: list[ReplicaView] = []
@@ -96,24 +127,16 @@ class Views:
             founded = node.founded
             if founded is None:
                 continue
+            replicas = [*founded.host.replicas.values(), *founded.host.joining.values()]
             seen = self._seen.get(node.name)
-            if seen is None or seen[0] is not founded or _is_other(founded, seen[1]):
-                seen = self._seen[node.name] = (founded, _replicas_of(node, founded))
+            if seen is None or seen[0] != replicas:
+                seen = self._seen[node.name] = (replicas, _views_of(node, founded, replicas))
             found += seen[1]
         return found
 
 
-def _is_other(founded: ClusterNode, views: list[ReplicaView]) -> bool:
-    """Replicas came, went, or were replaced by snapshots."""
-    replicas = founded.host.replicas
-    return len(replicas) != len(views) or any(
-        replicas.get(view.group) is not view.replica for view in views
-    )
-
-
-def _replicas_of(node: SimNode, founded: ClusterNode) -> list[ReplicaView]:
-    replicas = founded.host.replicas
+def _views_of(node: SimNode, founded: ClusterNode, replicas: list[Replica]) -> list[ReplicaView]:
     return [
-        ReplicaView(node.name, node.incarnation, group, replicas[group], node.engine, founded)
-        for group in sorted(replicas)
+        ReplicaView(node.name, node.incarnation, one.group, one, node.engine, founded)
+        for one in sorted(replicas, key=lambda one: one.group)
     ]
