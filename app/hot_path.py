@@ -15,6 +15,7 @@ from functools import lru_cache
 from time import perf_counter
 from typing import Any, Final
 
+import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from msgspec.structs import replace
@@ -57,6 +58,7 @@ from app.schemas.operations import (
 )
 from app.schemas.queries import QUERY_REQUEST, QueryRequest
 from app.schemas.reads import NodeParameters, NoParameters
+from app.schemas.status import LEADER_REQUEST, PARTITION_NUMBER, LeaderRequest
 from app.transactions import read_transaction
 from cluster_core.graph.cid import parse_cid
 from cluster_core.graph.entities import Vertex
@@ -67,6 +69,7 @@ __all__ = [
     "BATCH_PATH",
     "EXPLAIN_PATH",
     "INDEXES_PATH",
+    "LEADER_PATH",
     "NODE_PREFIX",
     "OPERATIONS_PATH",
     "QUERY_PATH",
@@ -84,6 +87,7 @@ TRANSACTIONS_PATH: Final = "/v1/transactions"
 QUERY_PATH: Final = "/v1/query"
 EXPLAIN_PATH: Final = "/v1/query/explain"
 INDEXES_PATH: Final = "/v1/indexes"
+LEADER_PATH: Final = "/v1/partitions/{partition}/leader"
 NODE_PREFIX: Final = "/v1/nodes/"
 
 _JSON_ONLY: Final = frozenset({JSON})
@@ -96,6 +100,7 @@ _READ_DEFAULTS: Final = NodeParameters()
 QUERY_BYTES_MAX: Final = 2 << 20
 """10,000 CIDs take 0.6 MB. (An entity takes at most six times its size: JSON may escape a byte.)"""
 INDEX_BYTES_MAX: Final = 16 << 10
+LEADER_BYTES_MAX: Final = 1 << 10
 REMEMBERED_BYTES_MAX: Final = 100
 
 PRINCIPAL: Final = ""
@@ -136,6 +141,7 @@ class HotPath:
             QUERY_PATH: query,
             EXPLAIN_PATH: explain,
             INDEXES_PATH: index,
+            LEADER_PATH: self._bare(LEADER_PATH, "POST", self._leader),
             NODE_PREFIX + "{cid}": self.node,
         }
 
@@ -266,6 +272,18 @@ class HotPath:
         index, is_new = await self._database.declare_index(request.label, request.property)
         return json_answer(index_json(index), status=201 if is_new else 200)
 
+    async def _leader(self, scope: Scope, receive: Receive) -> Answer:
+        headers = headers_of(scope)
+        media_type_of(headers, _JSON_ONLY)
+        if scope["query_string"]:
+            parameters_of(scope["query_string"], NoParameters)
+        partition: str = scope["path_params"]["partition"]
+        if not PARTITION_NUMBER.fullmatch(partition):
+            raise invalid("path.partition", "is not the number of a partition")
+        request = _read_leader(await read_body(receive, headers, LEADER_BYTES_MAX))
+        status = await self._database.transfer_leadership(int(partition), request.node_id)
+        return json_answer(msgspec.to_builtins(status))
+
     async def _node(self, scope: Scope, receive: Receive) -> Answer:
         query_string = scope["query_string"]
         return await read_entity(
@@ -314,6 +332,16 @@ def _read_query(body: bytes) -> QueryRequest:
 def _read_index(body: bytes) -> IndexRequest:
     try:
         request = INDEX_REQUEST.validate_json(body)
+    except ValidationError as error:
+        raise invalid_body(error, body) from None
+    request.refuse_unknown()
+    refuse_repeated_keys(body)
+    return request
+
+
+def _read_leader(body: bytes) -> LeaderRequest:
+    try:
+        request = LEADER_REQUEST.validate_json(body)
     except ValidationError as error:
         raise invalid_body(error, body) from None
     request.refuse_unknown()

@@ -112,6 +112,7 @@ def create_api() -> FastAPI:
         entities.hot_router,
         entities.router,
         status.router,
+        partitions.hot_router,
         partitions.router,
         events.router,
     ):

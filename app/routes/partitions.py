@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Response
 from pydantic import BaseModel, ConfigDict
 
 from app.dependencies import ServedDatabase, no_parameters
+from app.hot_path import LEADER_PATH, HotRoute
 from app.rendering import as_response, json_answer
 from app.schemas import status as schemas
 from app.schemas.problems import problems
 from app.schemas.values import CidText
 from cluster_core.graph.cid import parse_cid
 
-__all__ = ["router"]
+__all__ = ["hot_router", "router"]
 
+hot_router: Final = APIRouter(route_class=HotRoute, tags=["cluster"])
 router: Final = APIRouter(tags=["cluster"])
 
 _PROBLEMS: Final = problems("invalid_request", "not_found", "unavailable", "internal")
@@ -72,3 +74,29 @@ async def get_partition(
 ) -> Response:
     status = await database.partition(int(partition))
     return as_response(json_answer(msgspec.to_builtins(status)))
+
+
+@hot_router.post(
+    LEADER_PATH,
+    summary="Choose a leader",
+    response_model=schemas.Partition,
+    response_description="It leads.",
+    responses=problems(
+        "invalid_request",
+        "not_found",
+        "too_large",
+        "unsupported_media_type",
+        "no_leader",
+        "unavailable",
+        "overloaded",
+        "storage_full",
+        "timeout",
+        "internal",
+    ),
+)
+async def transfer_leadership(
+    partition: Annotated[str, Path(pattern="^[0-9]{1,4}$", examples=["17"])],
+    request: Annotated[schemas.LeaderRequest, Body()],
+) -> None:
+    """Let a cluster node that has a vote in the partition lead it, and be the first that shall lead
+    it from now on. Nothing that is being written is lost by it."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
-from app.schemas.values import AnswerModel, CidText
+from app.schemas.values import AnswerModel, CidText, RequestModel
 
 __all__ = [
+    "LEADER_REQUEST",
+    "PARTITION_NUMBER",
     "ClusterStatus",
     "Health",
+    "LeaderRequest",
     "Live",
     "Partition",
     "PartitionOfKey",
@@ -103,7 +107,10 @@ class Ready(AnswerModel):
 class Replica(AnswerModel):
     node_id: str
     replica_id: int
-    role: Annotated[str, Field(description="voter or learner")]
+    role: Annotated[
+        str,
+        Field(description="voter, learner, or leaving while the partition moves away from there"),
+    ]
     match_index: Annotated[int | None, Field(description="Known at the leader only.")]
 
 
@@ -118,6 +125,17 @@ class Partition(AnswerModel):
     replicas: list[Replica]
     preferred: Annotated[list[str], Field(description="The nodes that the ring prefers.")]
     bytes: Annotated[int | None, Field(description="Size here, where it is known.")]
+
+
+class LeaderRequest(RequestModel):
+    """Who is to lead."""
+
+    node_id: Annotated[str, Field(examples=["node2"])]
+
+
+LEADER_REQUEST: Final[TypeAdapter[LeaderRequest]] = TypeAdapter(LeaderRequest)
+
+PARTITION_NUMBER: Final = re.compile("[0-9]{1,4}")
 
 
 class Partitions(AnswerModel):

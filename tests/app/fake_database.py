@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from hashlib import sha256
 from typing import Any
 
+import msgspec
+
 from cluster_core.config import ClusterConfig, LimitConfig
 from cluster_core.errors import DependencyFailed, KotobaError, NotFound
 from cluster_core.events import Event
@@ -244,6 +246,12 @@ class FakeDatabase:
         if partition >= self.config.partition_count:
             raise NotFound(f"there is no partition {partition}")
         return _partition(partition)
+
+    async def transfer_leadership(self, partition: int, node_id: str) -> PartitionStatus:
+        self._note(partition, node_id=node_id)
+        if partition >= self.config.partition_count:
+            raise NotFound(f"there is no partition {partition}")
+        return msgspec.structs.replace(_partition(partition), leader=node_id)
 
     async def partition_of(self, digest: bytes) -> PartitionStatus:
         self._note(digest)

@@ -129,3 +129,30 @@ async def test_a_node_without_status_still_has_metrics(
     answer = await client.get("/metrics")
     assert answer.status_code == 200
     assert "kotoba_http_requests" in answer.text
+
+
+async def test_a_leader_is_chosen(client: httpx.AsyncClient, database: FakeDatabase) -> None:
+    answer = await client.post("/v1/partitions/7/leader", json={"node_id": "node2"})
+    assert answer.status_code == 200
+    assert (answer.json()["partition"], answer.json()["leader"]) == (7, "node2")
+    assert database.calls[-1] == (7, {"node_id": "node2"})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "where"),
+    [
+        ("/v1/partitions/first/leader", {"node_id": "node2"}, 422, "path.partition"),
+        ("/v1/partitions/7/leader", {"node_id": 2}, 422, "node_id"),
+        ("/v1/partitions/7/leader", {"node_id": "node2", "force": True}, 422, "force"),
+        ("/v1/partitions/7/leader", {}, 422, "node_id"),
+        ("/v1/partitions/7/leader?wait=1", {"node_id": "node2"}, 422, "query.wait"),
+        ("/v1/partitions/64/leader", {"node_id": "node2"}, 404, ""),
+    ],
+)
+async def test_a_leader_that_cannot_be_chosen(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, where: str
+) -> None:
+    answer = await client.post(path, json=body)
+    assert answer.status_code == status
+    if where:
+        assert where in [error["where"] for error in answer.json()["errors"]]
