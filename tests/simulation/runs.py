@@ -183,5 +183,7 @@ async def _recover(bank: Bank, watch: Watch) -> None:
         assert await client.create_vertex() is not None, "no write is acknowledged"
     assert world.loop.time() < deadline, "the cluster is slow without any fault"
     await world.until(watch.indexes_are_settled, _RECOVERY_S, "indexes ready, or gone")
-    await world.until(watch.moves_are_settled, _RECOVERY_S, "moves ended, what left is gone")
     await world.until(watch.is_level, _RECOVERY_S, "replicas level, no intent left")
+    await world.until(
+        lambda: watch.moves_are_settled() and watch.is_level(), _RECOVERY_S, "moves ended"
+    )
