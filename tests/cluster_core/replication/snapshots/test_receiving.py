@@ -70,6 +70,9 @@ class FakeHost:
             for group in range(1, 5)
         }
 
+    def find(self, group: GroupId) -> Any:
+        return self.replicas.get(group)
+
     def mark(self, replica: object) -> None:
         pass
 
