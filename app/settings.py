@@ -152,6 +152,33 @@ class NodeSettings(BaseSettings):
         ge=1,
         description="Writes that may wait for their outcome; beyond it 503 overloaded.",
     )
+    detach_edges_max: int = Field(
+        _DEFAULTS.limits.detach_edges_max,
+        ge=1,
+        le=100_000_000,
+        description="Edges that a node may have to be deleted with them (detach); beyond it 413 "
+        "too_large.",
+    )
+    transaction_operations_max: int = Field(
+        _DEFAULTS.limits.transaction_operations_max,
+        ge=1,
+        le=10_000,
+        description="Operations of one transaction; beyond it 413 too_large.",
+    )
+    transaction_bytes_max: int = Field(
+        _DEFAULTS.limits.transaction_bytes_max,
+        ge=1 << 20,
+        le=16 << 20,
+        description="What a transaction may write in one partition, as one entry of its log; "
+        "beyond it 413 too_large.",
+    )
+    transaction_detach_edges_max: int = Field(
+        _DEFAULTS.limits.transaction_detach_edges_max,
+        ge=1,
+        le=10_000,
+        description="As detach_edges_max, for a deletion that is one of the operations of a "
+        "transaction.",
+    )
     disk_reserve_bytes: int = Field(
         _DEFAULTS.storage.reserve_bytes,
         ge=0,
@@ -256,6 +283,10 @@ class NodeSettings(BaseSettings):
                 timeout_ms=self.timeout_ms,
                 body_bytes_max=self.body_bytes_max,
                 inflight_requests_max=self.inflight_requests_max,
+                detach_edges_max=self.detach_edges_max,
+                transaction_operations_max=self.transaction_operations_max,
+                transaction_bytes_max=self.transaction_bytes_max,
+                transaction_detach_edges_max=self.transaction_detach_edges_max,
             ),
         )
 

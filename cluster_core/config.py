@@ -107,7 +107,14 @@ class LimitConfig:
     transaction_operations_max: int = 1_000
     transaction_bytes_max: int = 8 << 20
     """What a transaction may write in one partition: it is one entry of its log."""
-    detach_edges_max: int = 10_000
+    detach_edges_max: int = 1_000_000
+    """Edges that a vertex may have to be deleted with them."""
+    detach_step_edges_max: int = 1_000
+    """With at most so many, all goes in one step; with more, the edges follow in chunks."""
+    detach_chunk_keys_max: int = 1_000
+    """Keys in one log entry of such a chunk."""
+    transaction_detach_edges_max: int = 10_000
+    """As an operation among others: the edges are part of what the transaction writes at once."""
     inflight_requests_max: int = 4_096
     """Writes of this node that wait for their outcome; beyond it 503 overloaded."""
     timeout_ms: int = 5_000

@@ -30,6 +30,7 @@ from cluster_core.graph.parts import (
     DropEdge,
     DropEdgeIn,
     DropVertex,
+    HoldEdges,
     Part,
     PutEdge,
     PutEdgeIn,
@@ -40,7 +41,14 @@ from cluster_core.graph.records import EDGE, decode_record, record_kind
 from cluster_core.storage import keys
 from cluster_core.types import Digest, partition_of, partition_of_group
 
-__all__ = ["Adjacency", "Placed", "adjacency_digest", "decompose", "read_adjacency"]
+__all__ = [
+    "Adjacency",
+    "Placed",
+    "adjacency_digest",
+    "decompose",
+    "read_adjacency",
+    "too_many_edges",
+]
 
 Placed = tuple[int, Part]
 """A part and the partition whose leader evaluates it."""
@@ -57,12 +65,14 @@ def decompose(
     limits: LimitConfig,
     *,
     check: bool = False,
+    among_others: bool = False,
 ) -> list[Placed]:
     """The parts of ``operation``, at least one, the one that answers first.
 
     ``view`` is the home partition's. ``nonce`` is that of a creation, and ``check`` says that it
     came from an idempotency key or a client, so that the creation may have happened before; a
-    random nonce never collides, and the look-up is saved.
+    random nonce never collides, and the look-up is saved. ``among_others``: it is one of several
+    operations, so that all it does is done at once.
     Raises :class:`~cluster_core.errors.TooLarge` for a creation with too large a block, and when a
     vertex has too many edges to detach.
     """
@@ -89,7 +99,7 @@ def decompose(
             return _delete_edge(view, digest, if_version, partition_count)
         case DeleteNode(digest, detach, if_version):
             if detach:
-                return _detach(view, digest, if_version, partition_count, limits)
+                return _detach(view, operation, partition_count, limits, among_others)
             return [(home, DropVertex(digest, if_version))]
 
 
@@ -122,17 +132,27 @@ def _delete_edge(
 
 def _detach(
     view: View,
-    digest: Digest,
-    if_version: Digest | None,
+    operation: DeleteNode,
     partition_count: int,
     limits: LimitConfig,
+    among_others: bool,
 ) -> list[Placed]:
+    digest, if_version = operation.digest, operation.if_version
     home = partition_of_group(view.group)
-    out, into = read_adjacency(view, digest, limits.detach_edges_max)
-    if len(out) + len(into) > limits.detach_edges_max:
-        bound = limits.detach_edges_max
-        detail = f"the node has more than {bound} edges; delete some of them first"
-        raise TooLarge(detail, limit=bound)
+    name, bound = "detach_edges_max", limits.detach_edges_max
+    step = min(bound, limits.detach_step_edges_max)
+    if among_others and limits.transaction_detach_edges_max < bound:
+        name, bound = "transaction_detach_edges_max", limits.transaction_detach_edges_max
+        step = bound
+    out, into = read_adjacency(view, digest, step)
+    if len(out) + len(into) > step:
+        if step == bound:
+            raise too_many_edges(name, bound)
+        return [(home, DropVertex(digest, if_version, chunked=True))] + [
+            (partition, HoldEdges(digest))
+            for partition in range(partition_count)
+            if partition != home
+        ]
     parts: list[Placed] = [(home, DropVertex(digest, if_version, adjacency_digest(out, into)))]
     for key, target in out:
         label, edge = keys.split_adjacency(key)
@@ -146,6 +166,12 @@ def _detach(
         parts.append((partition_of(source, partition_count), drop))
         parts.append((home, DropEdgeIn(edge, label, digest)))
     return parts
+
+
+def too_many_edges(name: str, bound: int) -> TooLarge:
+    """What is said of a vertex that cannot be detached at a time."""
+    detail = f"the node has more than {bound} edges ({name}); delete some of them first"
+    return TooLarge(detail, limit=bound)
 
 
 def read_adjacency(view: View, vertex: Digest, limit: int) -> tuple[Adjacency, Adjacency]:

@@ -40,6 +40,7 @@ from cluster_core.graph.parts import (
     DropEdge,
     DropEdgeIn,
     DropVertex,
+    HoldEdges,
     LockKind,
     OperationName,
     Outcome,
@@ -95,6 +96,8 @@ def evaluate(part: Part, view: View, limits: LimitConfig = _DEFAULT_LIMITS) -> O
             return _drop_edge(part, view)
         case DropEdgeIn():
             return _drop_edge_in(part, view)
+        case HoldEdges():
+            return Outcome(locks=locks_of(part), writes=[])
 
 
 # Creations
@@ -285,9 +288,11 @@ def _drop_vertex(part: DropVertex, view: View, limits: LimitConfig) -> Outcome:
     digest = part.digest
     live = _require_live(view, VERTEX, digest, part.if_version)
     if part.adjacency is None:
-        _require_no_edges(view, digest)
+        if not part.chunked:
+            _require_no_edges(view, digest)
     else:
-        seen = read_adjacency(view, digest, limits.detach_edges_max)
+        bound = max(limits.detach_step_edges_max, limits.transaction_detach_edges_max)
+        seen = read_adjacency(view, digest, bound)
         if adjacency_digest(*seen) != part.adjacency:
             _conflict(f"the edges of node {cid_text(digest)} changed meanwhile")
     content = decode_block(record_block(live.record))

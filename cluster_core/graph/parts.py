@@ -8,21 +8,28 @@ Locks (rule: no edge dangles, hubs are not serialised) follow from a part alone,
 checked *before* it is evaluated: whoever has to wait for a lock decomposes and evaluates anew.
 An edge's lock is taken at both of its halves; whoever changes the adjacency of a vertex holds the
 vertex SHARED, so the deletion of the vertex, which must know its edges, waits for them.
+
+A vertex with very many edges is deleted under one lock in each partition: the vertex itself, held
+EXCLUSIVE there whether it lives there or not, stands for all of its edges (:class:`HoldEdges`).
+That is why whoever depends on an edge also holds the vertex at its far end (:func:`guards_of`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Final, Literal, Protocol
 
 import msgspec
 
 from cluster_core.graph.indexes import Indexes
+from cluster_core.graph.records import edge_ends
 from cluster_core.graph.values import Value, encode_message, message_decoder
+from cluster_core.storage import keys
 from cluster_core.types import Digest, GroupId, Timestamp
 
 __all__ = [
+    "LARGE_DETACH",
     "NOT_YET",
     "Answer",
     "Change",
@@ -31,6 +38,7 @@ __all__ = [
     "DropEdge",
     "DropEdgeIn",
     "DropVertex",
+    "HoldEdges",
     "Lock",
     "LockKind",
     "OperationName",
@@ -45,6 +53,7 @@ __all__ = [
     "decode_parts",
     "encode_change",
     "encode_part",
+    "guards_of",
     "locks_of",
 ]
 
@@ -52,6 +61,9 @@ __all__ = [
 NOT_YET: Final[Timestamp] = 0
 """The timestamp of a version that an earlier part of the same transaction writes: it will be the
 transaction's commit timestamp, which nobody knows yet."""
+
+LARGE_DETACH: Final[Digest] = b"\0" * 32
+"""Held EXCLUSIVE by every deletion in chunks: two at a time could have an edge in common."""
 
 
 class View(Protocol):
@@ -109,11 +121,13 @@ class ChangeVertex(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
 class DropVertex(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
     """Delete a vertex. It must have no edge, or, when ``adjacency`` is given, exactly those whose
-    :func:`~cluster_core.graph.decompose.adjacency_digest` this is; other parts delete them."""
+    :func:`~cluster_core.graph.decompose.adjacency_digest` this is; other parts delete them. With
+    ``chunked`` it may have any: they are deleted once this is committed (``txn/detach.py``)."""
 
     digest: Digest
     if_version: Digest | None = None
     adjacency: bytes | None = None
+    chunked: bool = False
 
 
 class PutEdge(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
@@ -168,8 +182,23 @@ class DropEdgeIn(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
     target: Digest
 
 
+class HoldEdges(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=9):
+    """No edge of the vertex ``digest`` may come, change or go in this partition: they are deleted
+    with it, should its transaction commit."""
+
+    digest: Digest
+
+
 Part = (
-    PutVertex | ChangeVertex | DropVertex | PutEdge | PutEdgeIn | ChangeEdge | DropEdge | DropEdgeIn
+    PutVertex
+    | ChangeVertex
+    | DropVertex
+    | PutEdge
+    | PutEdgeIn
+    | ChangeEdge
+    | DropEdge
+    | DropEdgeIn
+    | HoldEdges
 )
 
 encode_part: Final = encode_message
@@ -182,6 +211,8 @@ def locks_of(part: Part) -> list[Lock]:
     """The locks that ``part`` needs in its partition."""
     digest = part.digest
     match part:
+        case DropVertex(chunked=True) | HoldEdges():
+            return [(LARGE_DETACH, LockKind.EXCLUSIVE), (digest, LockKind.EXCLUSIVE)]
         case PutVertex() | DropVertex():
             return [(digest, LockKind.EXCLUSIVE)]
         case ChangeVertex() | ChangeEdge():
@@ -191,6 +222,27 @@ def locks_of(part: Part) -> list[Lock]:
         case PutEdge() | DropEdge():
             edge = (digest, LockKind.EXCLUSIVE)
             return [edge, (part.source, LockKind.SHARED)] if part.source else [edge]
+
+
+def guards_of(parts: Iterable[Part], view: View) -> list[Lock]:
+    """The locks that ``parts`` need beside those of :func:`locks_of`: the far ends of the edges
+    that they depend on, so that a deletion in chunks of such a vertex comes before or after."""
+    guards: list[Lock] = []
+    for part in parts:
+        match part:
+            case PutEdge(target=far) | DropEdge(target=far) if far:
+                guards.append((far, LockKind.SHARED))
+            case PutEdgeIn(source=far):
+                guards.append((far, LockKind.SHARED))
+            case ChangeEdge(digest):
+                found = view.newest(keys.entity(view.group, digest))
+                ends = edge_ends(found[1]) if found is not None else ()
+                guards += [(end, LockKind.SHARED) for end in ends]
+            case DropVertex(digest, adjacency=None, chunked=False):
+                for prefix in (keys.out_prefix, keys.in_prefix):
+                    first = view.scan_newest(prefix(view.group, digest), 1)
+                    guards += [(far, LockKind.SHARED) for _, far in first]
+    return guards
 
 
 OperationName = Literal[

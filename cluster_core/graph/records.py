@@ -22,6 +22,7 @@ __all__ = [
     "EDGE",
     "VERTEX",
     "decode_record",
+    "edge_ends",
     "encode_record",
     "record_block",
     "record_created_at",
@@ -60,6 +61,14 @@ def record_created_at(record: bytes, timestamp: Timestamp) -> Timestamp:
 
 def record_block(record: bytes) -> bytes:
     return record[_BLOCK:]
+
+
+def edge_ends(record: bytes) -> tuple[Digest, ...]:
+    """Source and target of an edge's record; of anything else nothing."""
+    if not record or record[0] != EDGE:
+        return ()
+    content = decode_block(record[_BLOCK:])
+    return linked_digest(content["source"]), linked_digest(content["target"])
 
 
 def decode_record(digest: Digest, timestamp: Timestamp, record: bytes) -> Entity:

@@ -183,7 +183,7 @@ def wanted(operations: Iterable[PlacedOperation]) -> list[Wanted]:
 def show(want: Wanted, view: View, limits: LimitConfig) -> Shown:
     """What the leader of a partition knows of what is wanted."""
     records = [keys.entity(view.group, edge) for edge in want.edges]
-    bound = limits.detach_edges_max + 1
+    bound = min(limits.detach_edges_max, limits.transaction_detach_edges_max) + 1
     adjacency: list[tuple[bytes, bytes]] = []
     for vertex in want.vertices:
         adjacency += view.scan_newest(keys.out_prefix(view.group, vertex), bound)
@@ -255,7 +255,15 @@ def decompose_several(
     for one in operations:
         view, nonce = sight(one.partition), one.nonce or None
         try:
-            placed = decompose(one.operation, view, nonce, partition_count, limits, check=one.check)
+            placed = decompose(
+                one.operation,
+                view,
+                nonce,
+                partition_count,
+                limits,
+                check=one.check,
+                among_others=True,
+            )
         except KotobaError as error:
             error.extra["index"] = one.index
             raise

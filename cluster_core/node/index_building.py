@@ -34,7 +34,7 @@ from cluster_core.graph.indexes import (
     value_key,
 )
 from cluster_core.graph.parts import LockKind
-from cluster_core.graph.records import EDGE, VERTEX, record_block, record_kind
+from cluster_core.graph.records import EDGE, VERTEX, edge_ends, record_block, record_kind
 from cluster_core.hlc import HybridClock
 from cluster_core.node.index_table import IndexTable
 from cluster_core.ports import DATA, Engine
@@ -205,7 +205,7 @@ class IndexBuilder:
             draft.advance(self._clock.now())
             locked: list[Digest] = []
             for digest in digests:
-                if evaluation.locks.conflict([(digest, LockKind.WRITE)], b"") is not None:
+                if evaluation.locks.conflict(_locks_of(evaluation, kind, digest), b""):
                     locked.append(digest)
                     continue
                 key = missing_entry(evaluation, definition, kind, digest)
@@ -248,6 +248,16 @@ class IndexBuilder:
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._timeout_s
+
+
+def _locks_of(evaluation: Evaluation, kind: int, digest: Digest) -> list[tuple[Digest, LockKind]]:
+    """The entity, and of an edge its ends, since it may go with them."""
+    locks = [(digest, LockKind.WRITE)]
+    if kind == EDGE and evaluation.locks:
+        found = evaluation.newest(keys.entity(evaluation.group, digest))
+        ends = () if found is None else edge_ends(found[1])
+        locks += [(end, LockKind.SHARED) for end in ends]
+    return locks
 
 
 def missing_entry(

@@ -55,6 +55,7 @@ from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import RETRY_DELAY_S, Router
 from cluster_core.replication.snapshots import Receiver, Sender
 from cluster_core.txn.atomic import AtomicExecutor
+from cluster_core.txn.detach import EdgeDeletion
 from cluster_core.txn.executor import Executor
 from cluster_core.txn.participant import Participant
 from cluster_core.txn.sweep import Sweep
@@ -148,8 +149,11 @@ class ClusterNode:
             self.host, engine, self.placements, partition_table(founding), self.incoming
         )
         self.participant = Participant(self.router, clock, config)
-        self.transactions = Transactions(self.router, self.participant, clock, config, random)
         count = founding.partition_count
+        deletion = EdgeDeletion(self.router, engine, clock, config, count)
+        self.transactions = Transactions(
+            self.router, self.participant, deletion, clock, config, random
+        )
         self.executor = Executor(self.router, clock, config, count, self.transactions)
         self.atomic = AtomicExecutor(
             self.router, clock, config, count, self.participant, self.transactions

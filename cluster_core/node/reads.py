@@ -10,7 +10,8 @@ these groups writes at or below T, this one or a later one. No clock is trusted 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -25,7 +26,7 @@ from cluster_core.errors import (
 )
 from cluster_core.graph.entities import Entity
 from cluster_core.graph.indexes import IndexDefinition
-from cluster_core.graph.records import decode_record
+from cluster_core.graph.records import decode_record, edge_ends
 from cluster_core.hlc import HybridClock, format_timestamp
 from cluster_core.ports import Engine
 from cluster_core.query.host import ReadAgain, ReadPoint
@@ -190,14 +191,20 @@ class Reads:
             found = read_at(self.engine, keys.entity(replica.group, digest), timestamp)
             if found is None or not found[1]:
                 return None
+            if strong and replica.intents.detaching:
+                held = [end for end in edge_ends(found[1]) if end in replica.intents.detaching]
+                if held:
+                    with suppress(ReadAgain):
+                        await self._settle_before(deadline, partition, timestamp, *held)
+                    continue
             return decode_record(digest, *found), timestamp
 
     async def _settle_before(
-        self, deadline: float, partition: int, timestamp: Timestamp, digest: Digest
+        self, deadline: float, partition: int, timestamp: Timestamp, *digests: Digest
     ) -> None:
         try:
             async with asyncio.timeout_at(deadline):
-                await self.settle(partition, timestamp, (digest,))
+                await self.settle(partition, timestamp, digests)
         except TimeoutError:
             raise OutcomeUnknown("a transaction on this entity is not decided yet") from None
 
@@ -401,6 +408,10 @@ class Reads:
                 kept_since=format_timestamp(replica.horizon),
             )
         return replica
+
+    def detaching(self, partition: int) -> Set[Digest]:
+        replica = self._router.host.replicas.get(group_of(partition))
+        return frozenset() if replica is None else replica.intents.detaching
 
     async def settle(
         self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import Protocol
 
 import msgspec
@@ -74,6 +74,12 @@ class QueryHost(Protocol):
         where it no longer keeps what a read at ``timestamp`` sees. Asked again when all is read: a
         collection may overtake it, a snapshot may replace the replica, and one that moved away may
         have come back. Then it gives another object than before."""
+        ...
+
+    def detaching(self, partition: int) -> Set[Digest]:
+        """Vertices, of any partition, that an undecided intent holds here with all their edges: an
+        edge of one of them is there, or not, only once the vertex is settled in this partition. It
+        is looked at after the edge was read; mostly there is none."""
         ...
 
     async def settle(

@@ -22,10 +22,21 @@ _pack_u64: Final = Struct(">Q").pack
 async def expand(task: ExpandTask, work: Work) -> ExpandResult:
     await work.settle_each(task.partitions, task.vertices)
     result = await _entries(task, work)
+    if await _settle_far_ends(task, work, result):
+        result = await _entries(task, work)
     if task.outward and (task.where or task.weight is not None):
         await _read_out_records(task, work, result.outs)
     result.scanned = work.scanned
     return result
+
+
+async def _settle_far_ends(task: ExpandTask, work: Work, result: ExpandResult) -> bool:
+    """Wait where an edge was met that goes with the vertex at its other end."""
+    waited = False
+    for partition in sorted(set(task.partitions)):
+        if work.host.detaching(partition):
+            waited |= await work.settle_ends(partition, (*result.ins.fars, *result.outs.fars))
+    return waited
 
 
 async def _entries(task: ExpandTask, work: Work) -> ExpandResult:

@@ -34,7 +34,7 @@ async def load(task: LoadTask, work: Work) -> LoadResult:
     result = LoadResult(0)
     size = read = weight = 0
     for partition, digest in zip(task.partitions, task.digests, strict=True):
-        stored = work.read(partition, digest)
+        stored = await work.read_settled(partition, digest)
         if stored is not None and stored.record:
             weight += len(stored.record)
             if not fits(stored.record):
@@ -83,7 +83,7 @@ async def _locate_in(
     """Appends to ``found``; returns what this partition does not know."""
     missing = []
     for digest in digests:
-        stored = work.read(partition, digest)
+        stored = await work.read_settled(partition, digest)
         await work.spend(1)
         if exact and stored is not None:
             stored = await _version(partition, digest, digest, work)
@@ -110,6 +110,7 @@ async def _version(partition: int, entity: Digest, version: Digest, work: Work) 
 
 async def history(task: HistoryTask, work: Work) -> HistoryResult:
     await work.settle(task.partition, [task.digest])
+    await work.read_settled(task.partition, task.digest)
     result = HistoryResult(0, [])
     size = 0
     key = keys.entity(group_of(task.partition), task.digest)

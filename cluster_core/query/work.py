@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from struct import Struct
 from typing import Any, Final
 
 from cluster_core.graph.blocks import decode_block
-from cluster_core.graph.records import EDGE, record_block, record_kind
+from cluster_core.graph.records import EDGE, edge_ends, record_block, record_kind
 from cluster_core.graph.values import Value
 from cluster_core.ports import DATA
 from cluster_core.query.host import QueryHost, ReadPoint
@@ -58,6 +58,16 @@ class Work:
         for partition in sorted(grouped):
             await self.host.settle(partition, self.timestamp, grouped[partition])
 
+    async def settle_ends(self, partition: int, ends: Iterable[Digest]) -> bool:
+        """Wait for deletions of the vertices among ``ends`` that hold the edges just read in this
+        partition. True where there were any: read again."""
+        if self.point.skip_intents or not (detaching := self.host.detaching(partition)):
+            return False
+        held = sorted(detaching & set(ends))
+        if held:
+            await self.host.settle(partition, self.timestamp, held)
+        return bool(held)
+
     async def spend(self, pairs: int, weight: int = 0) -> None:
         """Count pairs that were read, and pause when it is time."""
         self.note(pairs, weight)
@@ -82,6 +92,14 @@ class Work:
         """The entity at the read's timestamp; a deletion has no record."""
         found = read_at(self.engine, keys.entity(group_of(partition), digest), self.timestamp)
         return None if found is None else Stored(digest, *found)
+
+    async def read_settled(self, partition: int, digest: Digest) -> Stored | None:
+        """As :meth:`read`; of an edge also once its ends are settled in its partition."""
+        stored = self.read(partition, digest)
+        if stored is None or not self.host.detaching(partition):
+            return stored
+        waited = await self.settle_ends(partition, edge_ends(stored.record))
+        return self.read(partition, digest) if waited else stored
 
     def load(self, partition: int, digest: Digest) -> tuple[bytes, bytes] | None:
         """Key and record of an entity at the read's timestamp; None when it is not there."""

@@ -29,6 +29,9 @@ class Intent(msgspec.Struct, array_like=True, gc=False):
     writes: list[tuple[bytes, bytes]]
     pointers: list[tuple[bytes, bytes]]
     changes: list[tuple[Digest, bytes]]
+    detach: Digest = b""
+    """A vertex of which all edges go when the transaction commits, in entries of their own
+    (``txn/detach.py``): the intent stays until they are gone."""
 
 
 encode_intent = msgspec.msgpack.Encoder().encode
@@ -42,6 +45,9 @@ class IntentIndex:
         self._intents: dict[bytes, tuple[Intent, float]] = {}
         self._by_digest: dict[Digest, dict[bytes, None]] = {}
         self._waiting: dict[bytes, list[asyncio.Future[Timestamp]]] = {}
+        self.detaching: set[Digest] = set()
+        """Vertices whose edges here are held by a transaction: a read that met such an edge, by
+        whatever way, waits for the vertex as well."""
 
     def __len__(self) -> int:
         return len(self._intents)
@@ -51,11 +57,14 @@ class IntentIndex:
         self._intents[intent.transaction] = (intent, now)
         for digest, _ in intent.locks:
             self._by_digest.setdefault(digest, {})[intent.transaction] = None
+        if intent.detach:
+            self.detaching.add(intent.detach)
 
     def remove(self, transaction: bytes, commit: Timestamp) -> None:
         """The transaction is decided here: ``commit`` is its timestamp, 0 when it was aborted."""
         found = self._intents.pop(transaction, None)
         if found is not None:
+            self.detaching.discard(found[0].detach)
             for digest, _ in found[0].locks:
                 holders = self._by_digest.get(digest)
                 if holders is not None:
@@ -72,6 +81,12 @@ class IntentIndex:
 
     def all(self) -> list[Intent]:
         return [intent for intent, _ in self._intents.values()]
+
+    def heard_of(self, transaction: bytes, now: float) -> None:
+        """Its coordinator's silence counts from now."""
+        found = self._intents.get(transaction)
+        if found is not None:
+            self._intents[transaction] = (found[0], now)
 
     def seen_before(self, moment: float) -> list[Intent]:
         """Intents that this replica has known since before ``moment``."""

@@ -78,8 +78,9 @@ class LockTable:
         return None
 
     def released(self, digest: Digest) -> asyncio.Future[None]:
-        """Done when a lock on ``digest`` is released next."""
+        """Done when a lock on ``digest`` is released next. Who gives up waiting need not say so."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_observe)
         self._waiting.setdefault(digest, []).append(future)
         return future
 
@@ -90,6 +91,12 @@ class LockTable:
                 if not waiter.done():
                     waiter.set_exception(error)
         self._waiting.clear()
+
+
+def _observe(future: asyncio.Future[None]) -> None:
+    """That nobody waits any more when leadership is lost is no error."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _drop(table: dict[Digest, dict[bytes, Any]], digest: Digest, transaction: bytes) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import Conflict, NoLeader, OutcomeUnknown, Overloaded, RequestError
 from cluster_core.graph.operations import TransactionResult
-from cluster_core.graph.parts import Part, encode_change
+from cluster_core.graph.parts import Part, encode_change, guards_of
 from cluster_core.graph.several import (
     Evaluated,
     Shown,
@@ -176,9 +176,11 @@ class AtomicExecutor:
     ) -> Awaitable[TransactionResult]:
         """Everything is in one partition: one entry of its log, and nothing to be decided."""
         own = [part for _, _, part in parts]
-        conflict = evaluation.locks.conflict(locks_of_several(own), b"")
-        if conflict is not None:
-            raise LocksHeld(conflict[0])
+        if evaluation.locks:
+            locks = locks_of_several(own) + guards_of(own, evaluation)
+            conflict = evaluation.locks.conflict(locks, b"")
+            if conflict is not None:
+                raise LocksHeld(conflict[0])
         indexes = [index for index, _, _ in parts]
         evaluated = evaluate_several(own, evaluation, self._limits, indexes)
         timestamp = self._clock.now()

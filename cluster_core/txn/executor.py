@@ -23,7 +23,15 @@ from cluster_core.errors import (
 from cluster_core.graph.decompose import decompose
 from cluster_core.graph.evaluate import evaluate
 from cluster_core.graph.operations import CreateNode, OperationResult
-from cluster_core.graph.parts import Outcome, Part, PutVertex, encode_change, locks_of
+from cluster_core.graph.parts import (
+    DropVertex,
+    Outcome,
+    Part,
+    PutVertex,
+    encode_change,
+    guards_of,
+    locks_of,
+)
 from cluster_core.hlc import HybridClock
 from cluster_core.replication.evaluation import Draft, Evaluation
 from cluster_core.replication.replica import Replica
@@ -39,7 +47,7 @@ from cluster_core.txn.items import (
 )
 from cluster_core.txn.participant import LocksHeld
 from cluster_core.txn.transactions import Request, Transaction, Transactions
-from cluster_core.types import GroupId, Timestamp, group_of
+from cluster_core.types import Digest, GroupId, Timestamp, group_of
 
 __all__ = ["Executor"]
 
@@ -245,9 +253,12 @@ class Executor:
         )
         home = item.partition
         own = [part for partition, part in placed if partition == home]
-        if len(own) < len(placed):
+        detach = _detached_in_chunks(own[0])
+        if len(own) < len(placed) or detach:
+            if detach:
+                _require_unlocked(evaluation, own)
             job.begin = job.begin or self._clock.now()
-            request = Request(home, [(0, home)], item.dedupe, item.fingerprint)
+            request = Request(home, [(0, home)], item.dedupe, item.fingerprint, detach=detach)
             parts = [(0, partition, part) for partition, part in placed]
             job.transaction = self._transactions.begin(request, parts, job.begin)
             return False
@@ -329,12 +340,16 @@ async def _nothing() -> None:
     return None
 
 
+def _detached_in_chunks(part: Part) -> Digest:
+    return part.digest if isinstance(part, DropVertex) and part.chunked else b""
+
+
 def _require_unlocked(evaluation: Evaluation, parts: list[Part]) -> None:
     """Writes of a single partition obey the locks of transactions as well. They hold nothing, so
     they may always wait."""
     if not evaluation.locks:
         return
-    locks = [lock for part in parts for lock in locks_of(part)]
+    locks = [lock for part in parts for lock in locks_of(part)] + guards_of(parts, evaluation)
     conflict = evaluation.locks.conflict(locks, b"")
     if conflict is not None:
         raise LocksHeld(conflict[0])

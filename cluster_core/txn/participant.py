@@ -16,7 +16,14 @@ import msgspec
 
 from cluster_core.config import ClusterConfig, LimitConfig
 from cluster_core.errors import Conflict, KotobaError, RetryError
-from cluster_core.graph.parts import Answer, Part, encode_change
+from cluster_core.graph.parts import (
+    Answer,
+    DropVertex,
+    HoldEdges,
+    Part,
+    encode_change,
+    guards_of,
+)
 from cluster_core.graph.several import Shown, Wanted, evaluate_several, locks_of_several, show
 from cluster_core.graph.values import encode_message, message_decoder
 from cluster_core.hlc import HybridClock
@@ -77,7 +84,7 @@ def make_intent(
     nothing is locked as well, until the transaction is decided. Raises what the evaluation raises;
     LocksHeld when this transaction is older than the one in its way, Conflict when it is younger
     (wait-die: so nobody waits in a circle)."""
-    locks = locks_of_several(parts)
+    locks = locks_of_several(parts) + guards_of(parts, evaluation)
     conflict = evaluation.locks.conflict(locks, transaction)
     if conflict is not None:
         digest, holder = conflict
@@ -94,8 +101,17 @@ def make_intent(
         writes=evaluated.writes,
         pointers=evaluated.pointers,
         changes=[(change.entity, encode_change(change)) for change in evaluated.changes],
+        detach=_detached(parts),
     )
     return intent, evaluated.answers
+
+
+def _detached(parts: Sequence[Part]) -> Digest:
+    """The vertex whose edges are to be deleted in chunks, if there is one."""
+    match parts[0]:
+        case DropVertex(digest, chunked=True) | HoldEdges(digest):
+            return digest
+    return b""
 
 
 @dataclass

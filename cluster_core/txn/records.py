@@ -21,7 +21,7 @@ from enum import IntEnum
 import msgspec
 
 from cluster_core.graph.parts import Answer, Part
-from cluster_core.types import GroupId, Timestamp
+from cluster_core.types import Digest, GroupId, Timestamp
 
 __all__ = [
     "CheckRequest",
@@ -46,13 +46,15 @@ class RecordState(IntEnum):
 
 class TransactionRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """``commit`` is 0 while ABORTED. ``participants`` are the groups beside the home; ``dedupe`` is
-    the key of the request's dedupe entry, which goes when the transaction is aborted."""
+    the key of the request's dedupe entry, which goes when the transaction is aborted. ``detach`` is
+    a vertex whose edges go in chunks between COMMITTED and the intents' resolution."""
 
     state: RecordState
     begin: Timestamp
     commit: Timestamp
     participants: list[GroupId]
     dedupe: bytes = b""
+    detach: Digest = b""
 
 
 encode_record = msgspec.msgpack.Encoder().encode

@@ -9,6 +9,8 @@ the request and its answer:
    and proposes their intents together with the record in state STAGING.
 3. When the home's entry and all prepares are applied, the transaction is committed, and answered.
 4. In the background the record becomes COMMITTED, the intents versions, and the record goes.
+   Where a vertex with very many edges is deleted, those go before the intents (``detach.py``), and
+   the answer waits for it, for half of its time at most: it is committed either way.
 
 Whatever is uncertain on the way is decided by :meth:`Transactions.decide`, as it is when the
 coordinator is dead.
@@ -42,6 +44,7 @@ from cluster_core.replication.intents import Intent
 from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router, confirm
 from cluster_core.storage import keys
+from cluster_core.txn.detach import EdgeDeletion
 from cluster_core.txn.items import DedupeEntry, encode_dedupe, result_of
 from cluster_core.txn.participant import LocksHeld, Participant, make_intent, read_horizon
 from cluster_core.txn.records import (
@@ -57,7 +60,7 @@ from cluster_core.txn.records import (
     decode_record,
     encode_record,
 )
-from cluster_core.types import GroupId, NodeId, Timestamp, group_of
+from cluster_core.types import Digest, GroupId, NodeId, Timestamp, group_of
 
 __all__ = ["Request", "Transaction", "Transactions"]
 
@@ -90,6 +93,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     dedupe: bytes = b""
     fingerprint: bytes = b""
     indexed: bool = False
+    detach: Digest = b""
+    """The vertex that is deleted, and whose edges follow in chunks."""
 
 
 class _Share:
@@ -112,6 +117,7 @@ class Transaction:
         "begin",
         "commit",
         "error",
+        "finishing",
         "home",
         "id",
         "own",
@@ -137,6 +143,8 @@ class Transaction:
         self.again = False
         self.result: TransactionResult | None = None
         self.error: KotobaError | None = None
+        self.finishing: asyncio.Task[None] | None = None
+        """What the answer waits for although it is decided."""
 
     @property
     def open(self) -> bool:
@@ -163,7 +171,14 @@ class Transaction:
     def record(self, state: RecordState) -> bytes:
         participants = sorted(self.remote)
         return encode_record(
-            TransactionRecord(state, self.begin, self.commit, participants, self.request.dedupe)
+            TransactionRecord(
+                state,
+                self.begin,
+                self.commit,
+                participants,
+                self.request.dedupe,
+                self.request.detach,
+            )
         )
 
 
@@ -174,12 +189,14 @@ class Transactions:
         self,
         router: Router,
         participant: Participant,
+        deletion: EdgeDeletion,
         clock: HybridClock,
         config: ClusterConfig,
         random: Random,
     ) -> None:
         self._router = router
         self._participant = participant
+        self._deletion = deletion
         self._clock = clock
         self._config = config
         self._random = random
@@ -231,7 +248,20 @@ class Transactions:
         """One attempt at each."""
         fresh = [transaction for transaction in transactions if not transaction.resumed]
         resumed = [self._resume(one, deadline) for one in transactions if one.resumed]
+        await asyncio.gather(*(self._look_at_size(one) for one in fresh if one.request.detach))
+        fresh = [one for one in fresh if one.open]
         await asyncio.gather(self._run_fresh(fresh, deadline), *resumed)
+        finishing = [one.finishing for one in fresh if one.finishing is not None]
+        if finishing:
+            remaining = max(0.0, deadline - asyncio.get_running_loop().time())
+            await asyncio.wait(finishing, timeout=remaining / 2)
+
+    async def _look_at_size(self, transaction: Transaction) -> None:
+        try:
+            vertex = transaction.request.detach
+            await self._deletion.require_countable(transaction.home, vertex)
+        except KotobaError as error:
+            transaction.fail(error)
 
     async def _resume(self, transaction: Transaction, deadline: float) -> None:
         try:
@@ -471,6 +501,11 @@ class Transactions:
     # 4. Finish.
 
     def _finish_later(self, transaction: Transaction) -> None:
+        if transaction.request.detach:
+            record = transaction.record(RecordState.COMMITTED)
+            finishing = self._finish([(transaction.home, transaction.id, record)])
+            transaction.finishing = self._spawn(finishing)
+            return
         self._finishing.append(transaction)
         if len(self._finishing) == 1:
             self._spawn(self._finish_gathered())
@@ -486,6 +521,7 @@ class Transactions:
         """Make records COMMITTED, resolve all intents, delete the records. Each step only after the
         one before is applied; what fails on the way is left to the sweep of the next leader."""
         settled = await self._change_records(committed, self._commit_record)
+        settled = [one for one in settled if await self._delete_edges(one)]
         decided = [
             (group, transaction, record.begin, record.commit)
             for _, transaction, record in (
@@ -495,6 +531,14 @@ class Transactions:
         ]
         if await self._resolve(decided):
             await self._change_records(settled, _delete_record)
+
+    async def _delete_edges(self, committed: tuple[GroupId, bytes, bytes]) -> bool:
+        """True when no edge is left that goes with the transaction."""
+        home, transaction, value = committed
+        record = decode_record(value)
+        if not record.detach:
+            return True
+        return await self._deletion.delete_edges(home, transaction, record.detach, record.commit)
 
     async def _change_records(
         self,
@@ -548,7 +592,7 @@ class Transactions:
         if record.state is RecordState.STAGING:
             draft.put(key, value)
         intent = evaluation.intent(transaction)
-        if intent is not None:
+        if intent is not None and not intent.detach:
             draft.resolve(intent, commit)
 
     async def _resolve(self, decided: Sequence[Decided]) -> bool:
@@ -706,7 +750,7 @@ class Transactions:
         settled = msgspec.structs.replace(seen, state=state, commit=commit)
         draft.put(key, encode_record(settled))
         intent = evaluation.intent(transaction)
-        if intent is not None:
+        if intent is not None and not (prepared and intent.detach):
             draft.resolve(intent, commit)
         if not prepared and seen.dedupe:
             draft.delete(keys.dedupe(home, seen.dedupe))
@@ -730,6 +774,10 @@ class Transactions:
         transaction, begin = intent.transaction, intent.begin
         try:
             commit = await self.decide(intent.record_group, transaction, begin, deadline)
+            if commit and intent.detach:
+                # It is the record's home that knows when the edges are gone.
+                replica.intents.heard_of(transaction, asyncio.get_running_loop().time())
+                return
             item = (replica.group, transaction, begin, commit)
             await self._participant.resolve([item], deadline)
         except KotobaError as error:
@@ -745,7 +793,11 @@ class Transactions:
             if record.state is RecordState.STAGING:
                 staged.append((transaction, record))
             elif record.state is RecordState.COMMITTED:
-                committed.append((replica.group, transaction, encode_record(record)))
+                found = (replica.group, transaction, encode_record(record))
+                if not record.detach:
+                    committed.append(found)
+                elif not self._deletion.is_running(transaction):
+                    self._spawn(self._finish([found]))
         await asyncio.gather(
             self._finish(committed[:RECOVER_MAX]),
             *(self._recover_record(replica, *one) for one in staged[:RECOVER_MAX]),
@@ -762,10 +814,11 @@ class Transactions:
     def _background_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._config.limits.timeout_ms / 1000
 
-    def _spawn(self, work: Awaitable[object]) -> None:
+    def _spawn(self, work: Awaitable[object]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_quietly(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _records(replica: Replica) -> list[tuple[bytes, TransactionRecord]]:
@@ -776,8 +829,13 @@ def _records(replica: Replica) -> list[tuple[bytes, TransactionRecord]]:
 
 
 def _delete_record(evaluation: Evaluation, draft: Draft, transaction: bytes, value: bytes) -> None:
-    if evaluation.plain(keys.record(evaluation.group, transaction)) is not None:
-        draft.delete(keys.record(evaluation.group, transaction))
+    """With the home's own intent, where that had to wait for the others."""
+    if evaluation.plain(keys.record(evaluation.group, transaction)) is None:
+        return
+    draft.delete(keys.record(evaluation.group, transaction))
+    intent = evaluation.intent(transaction)
+    if intent is not None:
+        draft.resolve(intent, decode_record(value).commit)
 
 
 def _index_of(error: KotobaError) -> int:

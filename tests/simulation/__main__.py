@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--pace", type=float, default=usual.pace, help="seconds between faults, on average")
     add("--clients", type=int, default=usual.clients)
     add("--tellers", type=int, default=usual.tellers)
+    add("--surveyors", type=int, default=usual.surveyors, help="delete in chunks (hubs.py)")
     add("--only", default="", help="the kinds of faults wanted, with commas: crash,pause")
     return made
 
@@ -48,6 +49,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         seconds=options.seconds,
         clients=options.clients,
         tellers=options.tellers,
+        surveyors=options.surveyors,
         pace=options.pace,
         only=tuple(kind for kind in options.only.split(",") if kind),
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tests.simulation.bank import Bank, Teller
 from tests.simulation.chaos import Chaos
 from tests.simulation.feed_reader import FeedReader
+from tests.simulation.hubs import HUB_LIMITS, Hubs, Surveyor
 from tests.simulation.librarian import Librarian
 from tests.simulation.linearizability import check
 from tests.simulation.models import EntityModel
@@ -39,6 +40,7 @@ class Plan:
     seconds: float = 15.0
     clients: int = 6
     tellers: int = 2
+    surveyors: int = 0
     chaos: bool = True
     pace: float = 1.0
     only: tuple[str, ...] = ()
@@ -48,7 +50,7 @@ class Plan:
         usual = Plan()
         words = [
             f" --{name} {getattr(self, name):g}"
-            for name in ("nodes", "seconds", "clients", "tellers", "pace")
+            for name in ("nodes", "seconds", "clients", "tellers", "surveyors", "pace")
             if getattr(self, name) != getattr(usual, name)
         ]
         only = f" --only {','.join(self.only)}" if self.only else ""
@@ -64,6 +66,7 @@ class Run:
     bank: Bank
     configurations: int
     """Changes of the groups' configurations."""
+    hubs: Hubs
 
     @property
     def summary(self) -> str:
@@ -85,6 +88,7 @@ def run(
     seconds: float = 15.0,
     clients: int = 6,
     tellers: int = 2,
+    surveyors: int = 0,
     chaos: bool = True,
     pace: float = 1.0,
     only: Collection[str] = (),
@@ -92,30 +96,45 @@ def run(
     """Run ``seed``. Raises an AssertionError that begins with the seed when anything is wrong.
 
     With more ``nodes`` than a partition has replicas, no node has all of them. ``only`` names the
-    kinds of faults that are wanted (``chaos.py``). Every third seed forgets its past soon.
+    kinds of faults that are wanted (``chaos.py``). Every third seed forgets its past soon. With
+    ``surveyors`` a vertex with three edges is deleted in chunks (``hubs.py``).
     """
     plan = Plan(
         nodes=nodes,
         seconds=seconds,
         clients=clients,
         tellers=tellers,
+        surveyors=surveyors,
         chaos=chaos,
         pace=pace,
         only=tuple(only),
     )
     config = FORGETFUL if seed % 3 == 2 else SIM_CONFIG
+    if surveyors:
+        config = replace(config, limits=HUB_LIMITS)
     banks: list[Bank] = []
     worlds: list[World] = []
     watches: list[Watch] = []
     history = History()
+    hubs = Hubs()
 
     async def scenario(world: World) -> None:
         worlds.append(world)
         trouble = Chaos(world, pace=pace, only=only) if chaos else None
         banks.append(Bank(world, history))
         watches.append(Watch(world))
+        workers = [
+            Surveyor(hubs, world, history, f"surveyor{number}", home=world.nodes[number % nodes])
+            for number in range(1, surveyors + 1)
+        ]
         await _live(
-            banks[0], watches[0], trouble, seconds=seconds, clients=clients, tellers=tellers
+            banks[0],
+            watches[0],
+            trouble,
+            workers,
+            seconds=seconds,
+            clients=clients,
+            tellers=tellers,
         )
 
     try:
@@ -132,11 +151,18 @@ def run(
             f"replay: {plan.command(seed)}\n"
             f"the end of its trace:\n{tail}"
         ) from error
-    return Run(world, history, banks[0], watches[0].chain.changes)
+    return Run(world, history, banks[0], watches[0].chain.changes, hubs)
 
 
 async def _live(
-    bank: Bank, watch: Watch, trouble: Chaos | None, *, seconds: float, clients: int, tellers: int
+    bank: Bank,
+    watch: Watch,
+    trouble: Chaos | None,
+    surveyors: Sequence[Client],
+    *,
+    seconds: float,
+    clients: int,
+    tellers: int,
 ) -> None:
     world, history = bank.world, bank.history
     world.start_all()
@@ -152,6 +178,7 @@ async def _live(
         Teller(bank, f"teller{number}", home=world.nodes[number % len(world.nodes)])
         for number in range(1, tellers + 1)
     ]
+    workers += surveyors
     workers.append(Librarian(world, history, "librarian", home=world.random.choice(world.nodes)))
     reader = FeedReader(world, "reader")
     following = asyncio.ensure_future(reader.run())

@@ -4,6 +4,7 @@ import pytest
 
 from cluster_core.config import LimitConfig
 from cluster_core.errors import TooLarge
+from cluster_core.graph.decompose import decompose
 from cluster_core.graph.operations import (
     CreateEdge,
     CreateNode,
@@ -18,6 +19,7 @@ from cluster_core.graph.parts import (
     DropEdge,
     DropEdgeIn,
     DropVertex,
+    HoldEdges,
     PutEdge,
     PutEdgeIn,
     PutVertex,
@@ -141,6 +143,33 @@ def test_detaching_has_a_bound() -> None:
     graph.edge(vertex, "L", other)
     with pytest.raises(TooLarge) as caught:
         graph.parts(DeleteNode(vertex, detach=True))
+    assert caught.value.extra == {"limit": 2}
+
+
+def test_a_vertex_with_many_edges_is_deleted_in_chunks_for_which_every_partition_holds_it() -> None:
+    graph = SmallGraph(limits=LimitConfig(detach_step_edges_max=2))
+    vertex, other = two_apart(graph)
+    for _ in range(3):
+        graph.edge(vertex, "L", other)
+    home = partition_of(vertex, graph.partition_count)
+    (first, drop), *rest = graph.parts(DeleteNode(vertex, detach=True))
+    assert (first, drop) == (home, DropVertex(vertex, chunked=True))
+    others = [partition for partition in range(graph.partition_count) if partition != home]
+    assert rest == [(partition, HoldEdges(vertex)) for partition in others]
+
+
+def test_among_other_operations_all_edges_are_deleted_at_once_or_it_is_refused() -> None:
+    limits = LimitConfig(detach_step_edges_max=1, transaction_detach_edges_max=2)
+    graph = SmallGraph(limits=limits)
+    vertex, other = two_apart(graph)
+    view, operation = graph.view_of(vertex), DeleteNode(vertex, detach=True)
+    for _ in range(2):
+        graph.edge(vertex, "L", other)
+    parts = decompose(operation, view, None, graph.partition_count, limits, among_others=True)
+    assert len(parts) == 5
+    graph.edge(vertex, "L", other)
+    with pytest.raises(TooLarge, match="transaction_detach_edges_max") as caught:
+        decompose(operation, view, None, graph.partition_count, limits, among_others=True)
     assert caught.value.extra == {"limit": 2}
 
 

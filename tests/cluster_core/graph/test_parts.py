@@ -5,12 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster_core.graph.parts import (
+    LARGE_DETACH,
     Change,
     ChangeEdge,
     ChangeVertex,
     DropEdge,
     DropEdgeIn,
     DropVertex,
+    HoldEdges,
     LockKind,
     Part,
     PutEdge,
@@ -21,9 +23,11 @@ from cluster_core.graph.parts import (
     decode_parts,
     encode_change,
     encode_part,
+    guards_of,
     locks_of,
 )
 from cluster_core.graph.values import Value
+from tests.cluster_core.graph.small_graph import SmallGraph
 from tests.cluster_core.graph.strategies import digests, exact, labels, properties
 
 E, S, T = b"e" * 32, b"s" * 32, b"t" * 32
@@ -32,6 +36,8 @@ PARTS: list[Part] = [
     PutVertex(S, ("A",), b"block", check=True),
     ChangeVertex(S, {"x": None}, (), T),
     DropVertex(S, T, b"adjacency"),
+    DropVertex(S, chunked=True),
+    HoldEdges(S),
     PutEdge(E, "L", S, T, b"block"),
     PutEdgeIn(E, "L", S, T, check=True),
     ChangeEdge(E, {"x": b"\0"}, T),
@@ -75,6 +81,27 @@ def test_an_edge_that_goes_changes_the_adjacency_of_its_vertices() -> None:
     assert locks_of(DropEdge(E, "L", S, T)) == [edge, (S, LockKind.SHARED)]
     assert locks_of(DropEdgeIn(E, "L", T)) == [edge, (T, LockKind.SHARED)]
     assert locks_of(DropEdge(E)) == [edge]
+
+
+def test_a_deletion_in_chunks_holds_the_vertex_in_every_partition_and_is_the_only_one() -> None:
+    held = [(LARGE_DETACH, LockKind.EXCLUSIVE), (S, LockKind.EXCLUSIVE)]
+    assert locks_of(DropVertex(S, chunked=True)) == held
+    assert locks_of(HoldEdges(S)) == held
+
+
+def test_who_depends_on_an_edge_holds_the_vertex_at_its_far_end() -> None:
+    graph = SmallGraph()
+    source, target = graph.node(), graph.node()
+    edge = graph.edge(source, "L", target)
+    home, away = graph.view_of(source), graph.view_of(target)
+    assert guards_of([PutEdge(E, "L", S, T, b"")], home) == [(T, LockKind.SHARED)]
+    assert guards_of([PutEdgeIn(E, "L", S, T)], away) == [(S, LockKind.SHARED)]
+    assert guards_of([DropEdge(E, "L", S, T)], home) == [(T, LockKind.SHARED)]
+    both = [(source, LockKind.SHARED), (target, LockKind.SHARED)]
+    assert guards_of([ChangeEdge(edge, {})], home) == both
+    assert guards_of([DropVertex(source)], home) == [(target, LockKind.SHARED)]
+    assert guards_of([DropVertex(target)], away) == [(source, LockKind.SHARED)]
+    assert guards_of([ChangeVertex(S, {}), DropVertex(S, chunked=True), HoldEdges(S)], home) == []
 
 
 def test_vertices_appear_and_go_alone_and_updates_write() -> None:

@@ -96,6 +96,9 @@ class QueryNode:
             raise HistoryCollected("it is older than what is kept")
         return 1
 
+    def detaching(self, partition: int) -> frozenset[Digest]:
+        return frozenset()
+
     async def settle(
         self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None
     ) -> None:

@@ -1,0 +1,156 @@
+"""A vertex with more edges than go in one step, deleted on a node of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import cast
+
+import pytest
+
+from cluster_core.cluster import KotobaCluster
+from cluster_core.config import ClusterConfig, LimitConfig
+from cluster_core.errors import NotFound, PreconditionFailed, TooLarge
+from cluster_core.graph.operations import (
+    BatchOperation,
+    CreateEdge,
+    CreateNode,
+    DeleteNode,
+    Operation,
+    OperationResult,
+)
+from cluster_core.query.plan import Count, Get, Traverse
+from cluster_core.query.results import CountRow
+from cluster_core.replication.command import decode_command
+from cluster_core.storage import keys
+from cluster_core.txn.detach import EdgeDeletion
+from cluster_core.types import Digest
+from cluster_core.wire.messages import CONFIGURATION
+
+EDGES = 2_000
+LIMITS = LimitConfig(
+    detach_edges_max=EDGES + 10,
+    detach_step_edges_max=500,
+    detach_chunk_keys_max=200,
+    transaction_detach_edges_max=1_000,
+)
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[KotobaCluster]:
+    node = KotobaCluster("node1", replace(ClusterConfig(partition_count=8), limits=LIMITS))
+    await node.start("node1:1")
+    await node.ready()
+    yield node
+    await node.stop()
+
+
+async def execute(cluster: KotobaCluster, operations: Sequence[Operation]) -> list[Digest]:
+    outcomes = await cluster.execute_batch([BatchOperation(one) for one in operations])
+    assert all(isinstance(outcome, OperationResult) for outcome in outcomes), outcomes
+    return [cast("OperationResult", outcome).digest for outcome in outcomes]
+
+
+async def hub_with(cluster: KotobaCluster, edges: int) -> tuple[Digest, list[Digest]]:
+    """A hub, and its neighbours: half of the edges lead to it, half from it."""
+    hub, *others = await execute(cluster, [CreateNode()] * 51)
+    ends = [(hub, others[n % 50]) if n % 2 else (others[n % 50], hub) for n in range(edges)]
+    await execute(cluster, [CreateEdge("SPOKE", source, target) for source, target in ends])
+    return hub, others
+
+
+async def count(cluster: KotobaCluster, of: str) -> int:
+    result = await cluster.execute_query(Count(of=of))  # type: ignore[arg-type]
+    return cast("CountRow", result.rows[0]).count
+
+
+def last_indexes(cluster: KotobaCluster) -> dict[int, int]:
+    replicas = cluster.node.host.replicas
+    return {group: replica.log.last_index() for group, replica in replicas.items() if group}
+
+
+def keys_of_entries(cluster: KotobaCluster, since: dict[int, int]) -> list[int]:
+    """How many keys each entry behind ``since`` writes."""
+    logs = [(cluster.node.host.replicas[group].log, last) for group, last in since.items()]
+    return [
+        len(decode_command(entry.data).puts) // 2
+        for log, last in logs
+        for entry in log.entries(last + 1, log.last_index() + 1, 1 << 30)
+        if entry.data and entry.kind != CONFIGURATION
+    ]
+
+
+async def test_all_edges_go_with_it_and_no_entry_is_large(cluster: KotobaCluster) -> None:
+    hub, others = await hub_with(cluster, EDGES)
+    assert await count(cluster, "edges") == EDGES
+    before, logged = cluster.now(), last_indexes(cluster)
+    result = await cluster.execute_operation(DeleteNode(hub, detach=True), timeout_ms=60_000)
+    assert result.digest == hub
+    assert await count(cluster, "edges") == 0
+    assert await count(cluster, "nodes") == 50
+    around = Traverse(start=tuple(others), direction="both", limit=10)
+    assert not (await cluster.execute_query(around)).rows
+    past = await cluster.execute_query(Count(of="edges"), as_of=before)
+    assert cast("CountRow", past.rows[0]).count == EDGES
+    assert max(keys_of_entries(cluster, logged)) <= 200 + 4
+    for replica in cluster.node.host.replicas.values():
+        assert not replica.intents
+        assert not replica.table(keys.RECORD)
+        assert not replica.table(keys.INTENT)
+
+
+async def test_what_cannot_be_deleted_keeps_its_edges(cluster: KotobaCluster) -> None:
+    hub, _ = await hub_with(cluster, 600)
+    with pytest.raises(PreconditionFailed):
+        await cluster.execute_operation(DeleteNode(hub, detach=True, if_version=b"v" * 32))
+    assert await count(cluster, "edges") == 600
+    with pytest.raises(NotFound):
+        await cluster.execute_operation(DeleteNode(b"n" * 32, detach=True))
+
+
+async def test_a_retry_under_the_same_key_gives_the_first_answer(cluster: KotobaCluster) -> None:
+    hub, _ = await hub_with(cluster, 600)
+    operation = DeleteNode(hub, detach=True)
+    first = await cluster.execute_operation(operation, idempotency_key="once")
+    assert await cluster.execute_operation(operation, idempotency_key="once") == first
+
+
+async def test_too_many_edges_are_refused_by_name(cluster: KotobaCluster) -> None:
+    hub, _ = await hub_with(cluster, EDGES + 11)
+    with pytest.raises(TooLarge, match="detach_edges_max") as caught:
+        await cluster.execute_operation(DeleteNode(hub, detach=True))
+    assert caught.value.extra["limit"] == EDGES + 10
+    operations = [BatchOperation(DeleteNode(hub, detach=True)), BatchOperation(CreateNode())]
+    with pytest.raises(TooLarge, match="transaction_detach_edges_max") as caught:
+        await cluster.execute_transaction(operations)
+    assert caught.value.extra == {"limit": 1_000, "index": 0}
+    assert await count(cluster, "edges") == EDGES + 11
+
+
+async def test_in_a_batch_it_is_one_of_many(cluster: KotobaCluster) -> None:
+    first, _ = await hub_with(cluster, 600)
+    second, _ = await hub_with(cluster, 600)
+    deletions = [DeleteNode(first, detach=True), DeleteNode(second, detach=True)]
+    await execute(cluster, [*deletions, CreateNode(("Last",))])
+    assert await count(cluster, "edges") == 0
+    found = await cluster.execute_query(Get(cids=(first, second)))
+    assert not found.rows
+
+
+async def test_what_fails_on_the_way_is_finished_by_the_sweep(
+    cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, _ = await hub_with(cluster, 600)
+    listed = EdgeDeletion._delete_listed
+    failures: list[object] = []
+
+    async def failing(self: EdgeDeletion, *args: object) -> None:
+        if not failures:
+            failures.append(args)
+            raise TooLarge("on purpose")
+        await listed(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EdgeDeletion, "_delete_listed", failing)
+    await cluster.execute_operation(DeleteNode(hub, detach=True), timeout_ms=10_000)
+    assert await count(cluster, "edges") == 0
+    assert failures
