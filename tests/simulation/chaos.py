@@ -57,7 +57,7 @@ class Chaos:
             self._depose_leaders,
         ]
         if len(world.nodes) > world.config.replication_factor:
-            self._faults += [self._move_replicas, self._move_replicas, self._prefer_leader]
+            self._faults += [*[self._move_replicas] * 4, self._prefer_leader]
         if only:
             known = {fault.__name__[1:] for fault in self._faults}
             assert known.issuperset(only), f"no such fault: {sorted(set(only) - known)}"

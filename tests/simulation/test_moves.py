@@ -14,6 +14,7 @@ from cluster_core.node.residence import read_resident
 from cluster_core.placement.table import GroupTable
 from cluster_core.query.plan import Count
 from cluster_core.query.results import CountRow
+from tests.simulation.runs import run
 from tests.simulation.watch import Watch
 from tests.simulation.world import SimNode, World, simulate
 
@@ -182,3 +183,11 @@ def test_what_cannot_be_is_refused() -> None:
         assert table(here).version == 0
 
     with_five_nodes(6, scenario)
+
+
+@pytest.mark.parametrize("seed", range(300, 303))
+def test_promises_hold_while_replicas_move(seed: int) -> None:
+    """Moves under faults; the runs of the campaign have all of them."""
+    faults = ("crash", "crash_all", "isolate", "lose_frames", "move_replicas", "prefer_leader")
+    made = run(seed, nodes=5, seconds=8, pace=0.3, clients=4, tellers=1, only=faults)
+    assert made.configurations > 0

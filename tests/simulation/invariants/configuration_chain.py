@@ -27,12 +27,17 @@ class ConfigurationChain:
         self._voters_min: dict[GroupId, int] = {}
         self._ever: dict[GroupId, set[ReplicaId]] = {}
         self._followed: dict[GroupId, int] = {}
+        self._changed: set[GroupId] = set()
 
     def check(self, replicas: list[ReplicaView]) -> None:
         for view in replicas:
             if view.group not in self.current:
                 self._begin(view)
             self._follow(view)
+
+    def changed(self, group: GroupId) -> bool:
+        """Whether the group has another configuration than it was founded with."""
+        return group in self._changed
 
     def _begin(self, view: ReplicaView) -> None:
         table = partition_table(view.founded.founding)[view.group]
@@ -60,6 +65,7 @@ class ConfigurationChain:
         assert not again, f"{where}, where {sorted(again)} came back"
         ever.update(after.members)
         self.current[group] = after
+        self._changed.add(group)
         self.changes += 1
 
 

@@ -1,5 +1,5 @@
-"""A voter remembers: nobody removes a replica that its group counts on, an id lives at one node,
-and a replica that was removed does not come to life again.
+"""A voter remembers: nobody votes before it has caught up, nobody removes a replica that its group
+counts on, an id lives at one node, and a replica that was removed does not come to life again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,17 @@ class VotersRemember:
             assert home == view.node, (
                 f"group {view.group}: replica {view.replica.id} is at {home} and at {view.node}"
             )
+            self._look_for_log(view)
         for node in replicas:
             if node.group == META_GROUP:
                 self._look_at(node)
+
+    def _look_for_log(self, view: ReplicaView) -> None:
+        """Nobody votes before it has caught up, and what it had then no crash takes away."""
+        configuration = self._chain.current.get(view.group)
+        if configuration is not None and view.last_written == 0:
+            votes = configuration.is_voter(view.replica.id) and self._chain.changed(view.group)
+            assert not votes, f"group {view.group}: {view.node} votes, and has nothing"
 
     def _look_at(self, node: ReplicaView) -> None:
         for group, configuration in self._chain.current.items():
