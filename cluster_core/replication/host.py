@@ -300,6 +300,8 @@ class ReplicationHost:
             replica.room = self._room_of(replica)
 
     def _room_of(self, replica: Replica) -> Room:
+        if not self._full:
+            return "enough"
         voters = [replica.members.get(voter) for voter in replica.raft.voters]
         roomy = sum(voter not in self._full for voter in voters)
         if 2 * roomy <= len(voters):
@@ -374,6 +376,8 @@ class ReplicationHost:
         for need in ready.snapshots:
             self.on_snapshot_needed(replica, need)
         replica.finish_turn(ready)
+        if self._full:
+            replica.room = self._room_of(replica)  # its voters may be others now
         if self.joining and replica.group in self.joining:
             self._note_joined(replica)
         if ready.role_changed:

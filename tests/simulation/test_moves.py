@@ -91,6 +91,7 @@ def test_a_replica_moves_and_nothing_of_it_stays_behind() -> None:
         assert isinstance(event, ClusterEvent)
         assert (event.partition, event.node_id) == (0, target.name)
         assert target.cluster.node.host.replicas[GROUP].id == 4
+        assert target.cluster.node.host.replicas[GROUP].room == "enough"
         assert GROUP not in source.cluster.node.host.replicas
         resident = read_resident(source.engine, GROUP)
         assert resident is not None
