@@ -104,6 +104,15 @@ class HybridClock:
         assert 0 <= timestamp <= TIMESTAMP_MAX
         self._latest = max(self._latest, timestamp)
 
+    def beyond(self, margin: int, lead: int) -> Timestamp:
+        """A timestamp ``margin`` above all before it, and ``lead`` ahead of wall time: for a moment
+        that others have to agree to. It is neither given nor merged."""
+        return min(max(self._latest + margin, self._wall() + lead), TIMESTAMP_MAX)
+
+    def ahead(self, timestamp: Timestamp) -> int:
+        """How far ahead of wall time ``timestamp`` is; 0 when it is not."""
+        return max(0, timestamp - self._wall())
+
     def is_covered(self, timestamp: Timestamp) -> bool:
         """Whether a restart of this node would still be above ``timestamp``."""
         return timestamp <= self._ceiling

@@ -35,6 +35,7 @@ from cluster_core.node.mover import Mover
 from cluster_core.node.placements import Placements
 from cluster_core.node.reads import Reads
 from cluster_core.node.residence import Residence
+from cluster_core.node.snapshot_rounds import Snapshot
 from cluster_core.node.storage_watch import StorageWatch
 from cluster_core.node.table import partition_table
 from cluster_core.node.writes import Writes
@@ -250,6 +251,7 @@ class ClusterNode:
         await self.outgoing.close()
         await self.incoming.close()
         await self.feed.close()
+        await self.reads.rounds.close()
         await self.transactions.close()
         await self.participant.close()
         await self.host.stop()
@@ -274,6 +276,7 @@ class ClusterNode:
         self.host.on_peer_down(peer)
         self.mesh.on_peer_down(peer)
         self.router.on_peer_down(peer)
+        self.reads.rounds.on_peer_down(peer)
         self.storage.on_peer_down(peer)
         self.clocks.on_peer_down(peer)
 
@@ -368,10 +371,10 @@ class ClusterNode:
                 return found
         pinned = cursor_timestamp(query) if as_of is None else as_of
         while True:
-            point, given = await self._point(freshness, pinned, deadline)
+            snapshot, given = await self._snapshot(freshness, pinned, deadline)
+            point = snapshot.point
             try:
                 result = await execute(query, self.reads, point, self.config.limits, deadline)
-                return self._as_given(result, point, given, freshness)
             except ReadAgain as again:
                 # A transaction that was decided meanwhile committed above our snapshot, and its
                 # client may have been answered before we began.
@@ -386,6 +389,12 @@ class ClusterNode:
                 # client named the moment, it is told.
                 if pinned is not None or asyncio.get_running_loop().time() >= deadline:
                     raise
+            except KotobaError:
+                if await self.reads.stands(snapshot, deadline):
+                    raise
+            else:
+                if await self.reads.stands(snapshot, deadline):
+                    return self._as_given(result, point, given, freshness)
 
     def explain(self, query: Query, as_of: Timestamp | None) -> Explanation:
         """The plan of ``query``, of a snapshot ``as_of``, or of the present."""
@@ -395,22 +404,22 @@ class ClusterNode:
         usable = [one for one in known if pinned is None or one.since <= pinned]
         return explain(query, usable, self.founding.partition_count)
 
-    async def _point(
+    async def _snapshot(
         self, freshness: Freshness, pinned: Timestamp | None, deadline: float
-    ) -> tuple[ReadPoint, ServedConsistency]:
+    ) -> tuple[Snapshot, ServedConsistency]:
         """Where to read, and what that gives: from what is closed here, else from the leaders."""
         partitions = range(self.founding.partition_count)
         if pinned is not None:
             closed = self.closed_reads.at(pinned, partitions)
-            return closed or await self.reads.at(pinned, partitions, deadline), "as_of"
+            return Snapshot(closed or await self.reads.at(pinned, deadline)), "as_of"
         oldest = freshness.oldest(self.clock)
         if oldest == 0:
-            return self.reads.eventual(), "eventual"
+            return Snapshot(self.reads.eventual()), "eventual"
         if oldest is not None:
             closed = self.closed_reads.newest(oldest, partitions)
             if closed is not None:
-                return closed, freshness.consistency
-        return await self.reads.strong(partitions, deadline), "strong"
+                return Snapshot(closed), freshness.consistency
+        return await self.reads.snapshot(deadline), "strong"
 
     def _as_given(
         self,

@@ -1,17 +1,17 @@
 """Read points: which snapshot a read sees, and what a replica needs before it may serve it.
 
-A *strong* read of one partition asks its leader for an index (ReadIndex) and reads what is applied
-there or later. One of several partitions reads a single timestamp T: first every leader involved is
-asked for its clock, T is the highest; then each leader confirms, in the same term, a round that
-carried T to a majority, and waits for what it had proposed until then. From then on no leader of
-these groups writes at or below T, this one or a later one. No clock is trusted for any of it.
+A *strong* read of one partition asks its leader for a moment (ReadIndex): what is applied at the
+leader once a majority has confirmed that it still leads. Any replica that has applied that serves
+the read, at the time that the leader gave: so nothing is told that the leader would hold for a
+snapshot (``replication/holds.py``). One of several partitions is a snapshot of all
+(``snapshot_rounds.py``). No clock is trusted for any of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence, Set
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence, Set
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import msgspec
@@ -28,10 +28,10 @@ from cluster_core.graph.entities import Entity
 from cluster_core.graph.indexes import IndexDefinition
 from cluster_core.graph.records import decode_record, edge_ends
 from cluster_core.hlc import HybridClock, format_timestamp
+from cluster_core.node.snapshot_rounds import Snapshot, SnapshotRounds
 from cluster_core.ports import Engine
 from cluster_core.query.host import ReadAgain, ReadPoint
 from cluster_core.query.local import run_task_bytes
-from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import RETRY_DELAY_S, Router
 from cluster_core.storage import keys
 from cluster_core.storage.mvcc import read_at
@@ -47,60 +47,41 @@ from cluster_core.types import (
 __all__ = ["Reads"]
 
 
-class _ClockRequest(msgspec.Struct, array_like=True, frozen=True):
-    groups: list[GroupId]
+class _Moment(msgspec.Struct, array_like=True, frozen=True):
+    """A read of one partition: at ``timestamp``, where ``index`` is applied."""
 
-
-class _Clocks(msgspec.Struct, array_like=True, frozen=True):
-    """The clock of a node, and the term in which it leads each group asked for."""
-
-    clock: Timestamp
-    terms: dict[GroupId, int]
-
-
-class _PointRequest(msgspec.Struct, array_like=True, frozen=True):
-    """Confirm these groups (with the terms of :class:`_Clocks`; 0: any). ``snapshot`` 0: only the
-    index of what is committed."""
-
-    snapshot: Timestamp
-    terms: dict[GroupId, int]
-
-
-class _Points(msgspec.Struct, array_like=True, frozen=True):
-    """``indexes`` to be applied, and the timestamp up to which this node has applied."""
-
-    applied: Timestamp
-    indexes: dict[GroupId, int]
+    index: int
+    timestamp: Timestamp
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_clock_request = msgspec.msgpack.Decoder(_ClockRequest).decode
-_decode_clocks = msgspec.msgpack.Decoder(_Clocks).decode
-_decode_point_request = msgspec.msgpack.Decoder(_PointRequest).decode
-_decode_points = msgspec.msgpack.Decoder(_Points).decode
+_decode_groups = msgspec.msgpack.Decoder(list[GroupId]).decode
+_decode_moments = msgspec.msgpack.Decoder(dict[GroupId, _Moment]).decode
 
 
 class _Asking:
-    """A question for read points that gathers groups until it leaves."""
+    """A question for moments that gathers groups until it leaves."""
 
-    __slots__ = ("deadline", "groups", "points")
+    __slots__ = ("deadline", "groups", "moments")
 
-    def __init__(self, points: asyncio.Future[_Points]) -> None:
-        self.points = points
-        self.groups: dict[GroupId, int] = {}
+    def __init__(self, moments: asyncio.Future[dict[GroupId, _Moment]]) -> None:
+        self.moments = moments
+        self.groups: set[GroupId] = set()
         self.deadline = 0.0
 
 
-def _hand_over(points: asyncio.Future[_Points], asked: asyncio.Task[_Points]) -> None:
-    if points.done():
+def _hand_over(
+    moments: asyncio.Future[dict[GroupId, _Moment]], asked: asyncio.Task[dict[GroupId, _Moment]]
+) -> None:
+    if moments.done():
         return
     if asked.cancelled():
-        points.cancel()
+        moments.cancel()
     elif (error := asked.exception()) is not None:
-        points.set_exception(error)
-        points.exception()  # every reader may have gone
+        moments.set_exception(error)
+        moments.exception()  # every reader may have gone
     else:
-        points.set_result(asked.result())
+        moments.set_result(asked.result())
 
 
 class Reads:
@@ -122,39 +103,48 @@ class Reads:
         self._clock = clock
         self._config = config
         self._asking: dict[NodeId, _Asking] = {}
-        self._tasks: set[asyncio.Task[_Points]] = set()
-        router.mesh.handle("read.clock", self._serve_clock)
+        self._tasks: set[asyncio.Task[dict[GroupId, _Moment]]] = set()
+        self.rounds = SnapshotRounds(router, clock, partition_count)
         router.mesh.handle("read.point", self._serve_point)
         router.mesh.handle("query", self._serve_query, cancellable=True)
 
     # Read points.
 
-    async def strong(self, partitions: Sequence[int], deadline: float) -> ReadPoint:
-        """The present of ``partitions``: all that was acknowledged before this call is in it."""
-        groups = [group_of(partition) for partition in partitions]
-        while True:
-            try:
-                if len(groups) == 1:
-                    return await self._latest(groups[0], deadline)
-                return await self._snapshot_now(groups, deadline)
-            except (NoLeader, OutcomeUnknown, ClockCeiling):
-                for group in groups:
-                    self._router.forget(group)
-                if asyncio.get_running_loop().time() + RETRY_DELAY_S >= deadline:
-                    raise
-                await asyncio.sleep(RETRY_DELAY_S)
+    async def strong(self, partition: int, deadline: float) -> ReadPoint:
+        """The present of one partition: all that was acknowledged before this call is in it."""
+        group = group_of(partition)
+        return await self._until(deadline, [group], lambda: self._latest(group, deadline))
 
-    async def at(
-        self, timestamp: Timestamp, partitions: Sequence[int], deadline: float
-    ) -> ReadPoint:
-        """A given moment, past or present. Raises InvalidRequest for one that is too far ahead."""
+    async def snapshot(self, deadline: float) -> Snapshot:
+        """The present of all partitions at one moment."""
+        return await self.rounds.now(deadline)
+
+    async def stands(self, snapshot: Snapshot, deadline: float) -> bool:
+        """Whether what was read in ``snapshot`` may be told; if not, a new one is needed."""
+        if snapshot.verified is None:
+            return True
+        async with _before(deadline):
+            stands = await asyncio.shield(snapshot.verified)
+        if not stands:
+            self.rounds.too_slow()
+        return stands
+
+    async def at(self, timestamp: Timestamp, deadline: float) -> ReadPoint:
+        """A given moment of all partitions, past or present. Raises InvalidRequest for one that is
+        too far ahead."""
         await self._wait_for_clock(timestamp, deadline)
-        groups = [group_of(partition) for partition in partitions]
+        return await self._until(deadline, [], lambda: self.rounds.at(timestamp, deadline))
+
+    async def _until(
+        self,
+        deadline: float,
+        groups: Sequence[GroupId],
+        ask: Callable[[], Awaitable[ReadPoint]],
+    ) -> ReadPoint:
+        """``ask``, until it is answered."""
         while True:
             try:
-                by_node = await self._by_leader(groups, deadline)
-                terms = {node: dict.fromkeys(ones, 0) for node, ones in by_node.items()}
-                return await self._confirm_snapshot(timestamp, terms, deadline)
+                return await ask()
             except (NoLeader, OutcomeUnknown, ClockCeiling):
                 for group in groups:
                     self._router.forget(group)
@@ -179,9 +169,9 @@ class Reads:
         if replica is None:
             return None
         while True:
-            if strong:
-                await self.strong((partition,), deadline)
             timestamp = replica.applied_timestamp
+            if strong:
+                timestamp = (await self.strong(partition, deadline)).timestamp
             if strong and replica.intents:
                 try:
                     await self._settle_before(deadline, partition, timestamp, digest)
@@ -223,19 +213,26 @@ class Reads:
         replica = self._router.host.replicas.get(group)
         if node == self._router.node_id:
             assert replica is not None
-            await _before(deadline, replica.read_barrier())
-            return ReadPoint(replica.applied_timestamp)
-        points = await self._shared_point(node, group, deadline)
-        index = points.indexes.get(group)
-        if index is None:
+            async with _before(deadline):
+                await replica.read_barrier()
+                await replica.read_floor_reached()
+                timestamp = replica.applied_timestamp
+                await replica.holds.passed(timestamp)
+            return ReadPoint(timestamp)
+        moment = (await self._shared(node, group, deadline)).get(group)
+        if moment is None:
             raise NoLeader(f"{node} does not lead partition {group - 1} any more")
         if replica is None:
-            return ReadPoint(points.applied, {group - 1: index})
-        await _before(deadline, replica.reached(index))
-        return ReadPoint(replica.applied_timestamp)
+            return ReadPoint(moment.timestamp, {group - 1: moment.index})
+        if replica.applied < moment.index:
+            async with _before(deadline):
+                await replica.reached(moment.index)
+        return ReadPoint(moment.timestamp)
 
-    async def _shared_point(self, node: NodeId, group: GroupId, deadline: float) -> _Points:
-        """Ask ``node`` for a read point, together with all other readers of this moment.
+    async def _shared(
+        self, node: NodeId, group: GroupId, deadline: float
+    ) -> dict[GroupId, _Moment]:
+        """Ask ``node`` for a moment, together with all other readers of this turn.
 
         Only a question that has not left yet is joined: leadership has to be confirmed after the
         read began.
@@ -244,130 +241,56 @@ class Reads:
         if batch is None:
             batch = self._asking[node] = _Asking(asyncio.get_running_loop().create_future())
             self._router.mesh.pace.soon(partial(self._ask_shared, node))
-        batch.groups[group] = 0
+        batch.groups.add(group)
         batch.deadline = max(batch.deadline, deadline)
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await asyncio.shield(batch.points)
-        except TimeoutError:
-            raise OutcomeUnknown("leadership was not confirmed in time") from None
+        async with _before(deadline):
+            return await asyncio.shield(batch.moments)
 
     def _ask_shared(self, node: NodeId) -> None:
         batch = self._asking.pop(node)
-        request = _PointRequest(0, batch.groups)
-        task = asyncio.get_running_loop().create_task(self._point_at(node, request, batch.deadline))
+        task = asyncio.get_running_loop().create_task(
+            self._moments_at(node, sorted(batch.groups), batch.deadline)
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(partial(_hand_over, batch.points))
+        task.add_done_callback(partial(_hand_over, batch.moments))
 
-    async def _snapshot_now(self, groups: Sequence[GroupId], deadline: float) -> ReadPoint:
-        by_node = await self._by_leader(groups, deadline)
-        clocks = await asyncio.gather(
-            *(self._clock_at(node, ones, deadline) for node, ones in by_node.items())
-        )
-        timestamp = max(clock.clock for clock in clocks)
-        terms = {node: clock.terms for node, clock in zip(by_node, clocks, strict=True)}
-        return await self._confirm_snapshot(timestamp, terms, deadline)
-
-    async def _confirm_snapshot(
-        self, timestamp: Timestamp, terms: dict[NodeId, dict[GroupId, int]], deadline: float
-    ) -> ReadPoint:
-        answers = await asyncio.gather(
-            *(
-                self._point_at(node, _PointRequest(timestamp, ones), deadline)
-                for node, ones in terms.items()
-            )
-        )
-        confirmed = sum(len(answer.indexes) for answer in answers)
-        if confirmed < sum(len(ones) for ones in terms.values()):
-            raise NoLeader("a leader changed; ask again")
-        applied: dict[int, int] = {}
-        waits = []
-        for answer in answers:
-            for group, index in answer.indexes.items():
-                replica = self._router.host.replicas.get(group)
-                if replica is None:
-                    applied[group - 1] = index
-                elif replica.applied < index:
-                    waits.append(replica.reached(index))
-        if waits:
-            await _before(deadline, *waits)
-        return ReadPoint(timestamp, applied)
-
-    async def _by_leader(
-        self, groups: Sequence[GroupId], deadline: float
-    ) -> dict[NodeId, list[GroupId]]:
-        by_node: dict[NodeId, list[GroupId]] = {}
-        for group in groups:
-            node = await self._router.find_leader(group, deadline)
-            by_node.setdefault(node, []).append(group)
-        return by_node
-
-    # The two questions, here and elsewhere.
-
-    async def _clock_at(self, node: NodeId, groups: list[GroupId], deadline: float) -> _Clocks:
-        if node == self._router.node_id:
-            return self._clocks_here(groups)
-        body = _encode(_ClockRequest(groups))
-        return _decode_clocks(
-            await self._router.mesh.request(node, "read.clock", body, timeout=_remaining(deadline))
-        )
-
-    def _clocks_here(self, groups: Sequence[GroupId]) -> _Clocks:
-        terms = {group: self._router.leading(group).raft.term for group in groups}
-        return _Clocks(self._clock.now(), terms)
-
-    async def _serve_clock(self, peer: NodeId, body: bytes) -> bytes:
-        return _encode(self._clocks_here(_decode_clock_request(body).groups))
-
-    async def _point_at(self, node: NodeId, request: _PointRequest, deadline: float) -> _Points:
-        if node == self._router.node_id:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    return await self._point_here(request)
-            except TimeoutError:
-                raise OutcomeUnknown("leadership was not confirmed in time") from None
-        return _decode_points(
-            await self._router.mesh.request(
-                node, "read.point", _encode(request), timeout=_remaining(deadline)
-            )
-        )
-
-    async def _point_here(self, request: _PointRequest) -> _Points:
-        """Those of the groups that are led here and were confirmed; the others are left out."""
-        self._clock.merge(request.snapshot)
-        replicas: list[Replica] = []
-        terms: list[int] = []
-        for group, wanted in request.terms.items():
-            replica = self._router.host.replicas.get(group)
-            if replica is None or replica.evaluation is None:
-                continue
-            if wanted in (0, replica.raft.term):
-                replicas.append(replica)
-                terms.append(replica.raft.term)
-        proposed = [replica.raft.last_index for replica in replicas]
-        indexes = await _gather_known([replica.read_barrier() for replica in replicas])
-        if request.snapshot:
-            waits = zip(replicas, indexes, proposed, strict=True)
-            indexes = await _gather_known(
-                [
-                    _lost() if confirmed is None else replica.reached_while_leading(index)
-                    for replica, confirmed, index in waits
-                ]
-            )
-        points: dict[GroupId, int] = {}
-        applied = 0
-        for replica, term, index, last in zip(replicas, terms, indexes, proposed, strict=True):
-            if index is None or replica.evaluation is None or replica.raft.term != term:
-                continue
-            self._router.host.tell_commit(replica)
-            points[replica.group] = last if request.snapshot else index
-            applied = max(applied, replica.applied_timestamp)
-        return _Points(applied, points)
+    async def _moments_at(
+        self, node: NodeId, groups: list[GroupId], deadline: float
+    ) -> dict[GroupId, _Moment]:
+        remaining = max(0.001, deadline - asyncio.get_running_loop().time())
+        body = _encode(groups)
+        answer = await self._router.mesh.request(node, "read.point", body, timeout=remaining)
+        return _decode_moments(answer)
 
     async def _serve_point(self, peer: NodeId, body: bytes) -> bytes:
         deadline = asyncio.get_running_loop().time() + self._config.limits.timeout_ms_max / 1000
-        return _encode(await self._point_at(self.node_id, _decode_point_request(body), deadline))
+        async with _before(deadline):
+            return _encode(await self._moments_here(_decode_groups(body)))
+
+    async def _moments_here(self, groups: Sequence[GroupId]) -> dict[GroupId, _Moment]:
+        """Of those that are led here and were confirmed; the others are left out."""
+        known = [self._router.host.replicas.get(group) for group in groups]
+        leading = [one for one in known if one is not None and one.evaluation is not None]
+        confirmed = await _known([replica.read_barrier() for replica in leading])
+        reached = await _known(
+            [
+                replica.read_floor_reached()
+                for replica, index in zip(leading, confirmed, strict=True)
+                if index is not None
+            ]
+        )
+        sure = [one for one, index in zip(leading, confirmed, strict=True) if index is not None]
+        moments: dict[GroupId, _Moment] = {}
+        for replica, floor in zip(sure, reached, strict=True):
+            if floor is None or replica.evaluation is None:
+                continue
+            self._router.host.tell_commit(replica)
+            moments[replica.group] = _Moment(replica.applied, replica.applied_timestamp)
+        if moments:
+            newest = max(moment.timestamp for moment in moments.values())
+            await self._router.host.holds.passed(newest)
+        return moments
 
     # What the query engine asks (query.host.QueryHost).
 
@@ -426,13 +349,7 @@ class Reads:
         replica.require_intact()
 
 
-def _lost() -> asyncio.Future[int]:
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    future.set_exception(NoLeader("leadership was lost; ask again"))
-    return future
-
-
-async def _gather_known(futures: Sequence[asyncio.Future[int]]) -> list[int | None]:
+async def _known(futures: Sequence[asyncio.Future[int]]) -> list[int | None]:
     """The results, None where the leadership was lost. Raises any other error."""
     outcomes = await asyncio.gather(*futures, return_exceptions=True)
     known: list[int | None] = []
@@ -446,14 +363,11 @@ async def _gather_known(futures: Sequence[asyncio.Future[int]]) -> list[int | No
     return known
 
 
-def _remaining(deadline: float) -> float:
-    return max(0.001, deadline - asyncio.get_running_loop().time())
-
-
-async def _before(deadline: float, *waits: asyncio.Future[int]) -> None:
-    """Wait for all of ``waits``. Raises OutcomeUnknown at ``deadline``."""
+@asynccontextmanager
+async def _before(deadline: float) -> AsyncIterator[None]:
+    """Raises OutcomeUnknown at ``deadline``."""
     try:
         async with asyncio.timeout_at(deadline):
-            await asyncio.gather(*waits)
+            yield
     except TimeoutError:
-        raise OutcomeUnknown("this replica did not catch up in time; try again") from None
+        raise OutcomeUnknown("leadership was not confirmed in time; try again") from None

@@ -40,6 +40,10 @@ class Evaluation:
         self.definitions = _definitions(engine, group)
         """Of property indexes by id, as this group's log has them; those in flight included."""
         self.locks = LockTable()
+        self.read_floor = 0
+        """What a snapshot has been promised: who reads the present here has applied up to it."""
+        self.awaited = False
+        """Readers elsewhere wait to hear that it is committed."""
         self._engine = engine
         self._versions: dict[bytes, tuple[Timestamp, bytes, int]] = {}
         self._plain: dict[bytes, tuple[bytes | None, int]] = {}

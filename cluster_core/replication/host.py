@@ -29,6 +29,7 @@ from cluster_core.hlc import HybridClock
 from cluster_core.ports import RAFT, Batch, Engine, Random
 from cluster_core.raft import Configuration, Ready, SnapshotNeeded
 from cluster_core.replication.failover import Failover
+from cluster_core.replication.holds import Holds
 from cluster_core.replication.pace import Pace
 from cluster_core.replication.replica import Replica, Room
 from cluster_core.storage import keys
@@ -89,6 +90,7 @@ class ReplicationHost:
         self.joining: dict[GroupId, Replica] = {}
         """Those that were added to their group and do not have its state yet."""
         self._withdrawn: dict[GroupId, Replica] = {}
+        self.holds = Holds(clock)
         self.storage_error: KotobaError | None = None
         self.on_tick: Callable[[], None] | None = None
         """Called before the groups' ticks, while the disk keeps up: the readers that begin there
@@ -146,6 +148,7 @@ class ReplicationHost:
             config=self._config.raft,
             random=self._random,
             mark=self.mark,
+            holds=self.holds,
             before=before,
         )
 
@@ -382,10 +385,13 @@ class ReplicationHost:
             self._note_joined(replica)
         if ready.role_changed:
             self._note_leader(replica)
+        if replica.raft.commit_untold:
+            if replica.owes_commit():
+                replica.raft.tell_commit()
+            else:
+                self._tell_soon(replica)
         if replica.raft.has_ready():
             self.mark(replica)
-        if replica.raft.commit_untold:
-            self._tell_soon(replica)
 
     def _tell_soon(self, replica: Replica) -> None:
         """Followers need not know at once: most learn it from the next Append for nothing."""

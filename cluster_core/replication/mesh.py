@@ -27,7 +27,7 @@ from cluster_core.replication.pace import Pace
 from cluster_core.types import NodeId
 from cluster_core.wire.messages import Message
 
-__all__ = ["Mesh", "RequestHandler"]
+__all__ = ["Mesh", "PromptHandler", "RequestHandler"]
 
 log = logging.getLogger("kotoba.mesh")
 
@@ -67,6 +67,8 @@ _decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 _decode_fields = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 RequestHandler = Callable[[NodeId, bytes], Awaitable[bytes]]
+PromptHandler = Callable[[NodeId, int, bytes], None]
+"""Gets the request's id too, and answers it with ``reply`` or ``reply_error``."""
 
 
 class Mesh:
@@ -98,6 +100,7 @@ class Mesh:
         self._cancellable: set[str] = set()
         self._serving: dict[tuple[NodeId, int], asyncio.Task[None]] = {}
         """Requests under way here that may be cancelled."""
+        self._prompt: dict[str, PromptHandler] = {}
         self.last_request = first_request
         self._pending: dict[int, tuple[NodeId, asyncio.Future[bytes], float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,6 +112,11 @@ class Mesh:
         self._handlers[method] = handler
         if cancellable:
             self._cancellable.add(method)
+
+    def handle_at_once(self, method: str, handler: PromptHandler) -> None:
+        """``handler`` is called before any later frame is looked at, and without a task."""
+        assert method not in self._prompt, method
+        self._prompt[method] = handler
 
     def send_messages(self, peer: NodeId, messages: list[Message]) -> None:
         """Raft messages leave at once, and with them all that was gathered for ``peer``."""
@@ -133,6 +141,18 @@ class Mesh:
             raise
         finally:
             self._pending.pop(request_id, None)
+
+    def ask(
+        self, peer: NodeId, method: str, body: bytes, *, timeout: float
+    ) -> asyncio.Future[bytes]:
+        """As :meth:`request`, without a coroutine: the frame is made now."""
+        request_id, answer = self.expect(peer, timeout=timeout)
+        if peer in self._up:
+            self._send(peer, REQUEST, request_id, Request(method, body))
+        else:
+            self.forget(request_id)
+            answer.set_exception(NoLeader(f"there is no connection to {peer}"))
+        return answer
 
     def tell(self, peer: NodeId, method: str, body: bytes) -> None:
         """A request that asks for no answer, and may be lost."""
@@ -244,6 +264,10 @@ class Mesh:
             pending[1].set_exception(error_from_fields(_decode_fields(frame.body)))
 
     def _start(self, peer: NodeId, request_id: int, request: Request) -> None:
+        prompt = self._prompt.get(request.method)
+        if prompt is not None:
+            prompt(peer, request_id, request.body)
+            return
         task = asyncio.get_running_loop().create_task(self._serve(peer, request_id, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -27,6 +27,7 @@ from cluster_core.raft import (
 )
 from cluster_core.replication.command import Command, decode_command
 from cluster_core.replication.evaluation import HISTORY, Draft, Evaluation
+from cluster_core.replication.holds import Holds
 from cluster_core.replication.intents import IntentIndex, decode_intent
 from cluster_core.replication.log_store import LogStore
 from cluster_core.storage import keys
@@ -64,6 +65,7 @@ class Replica:
         config: RaftConfig,
         random: Random,
         mark: Callable[[Replica], None],
+        holds: Holds,
         before: Replica | None = None,
     ) -> None:
         self.group = group
@@ -73,6 +75,7 @@ class Replica:
         self.log: LogStore = LogStore(engine, group) if before is None else before.log
         self.intents = IntentIndex()
         self.evaluation: Evaluation | None = None
+        self.holds = holds
         self.commands_applied = 0
         self.dedupe_full = False
         """Whether the last sweep found as many dedupe entries as a partition may keep."""
@@ -300,6 +303,20 @@ class Replica:
             waiters.append((index, future))
         return future
 
+    def owes_commit(self) -> bool:
+        """Whether a reader elsewhere waits to hear of what is committed now."""
+        evaluation = self.evaluation
+        if evaluation is None or not evaluation.awaited or self.applied < evaluation.read_floor:
+            return False
+        evaluation.awaited = False
+        return True
+
+    def read_floor_reached(self) -> asyncio.Future[int]:
+        """Done when this leader has applied what a snapshot was promised (``read_floor``): any read
+        of the present must see what a snapshot before it saw. Fails with NoLeader."""
+        evaluation = self.evaluation
+        return self.reached_while_leading(0 if evaluation is None else evaluation.read_floor)
+
     def require_intact(self) -> None:
         """Raise what ended this replica: what it calls applied may not be in the store."""
         if self.failed is not None:
@@ -419,8 +436,7 @@ class Replica:
         if self.evaluation is not None:
             self.evaluation.applied(self.applied)
         for future, timestamp in self._outcomes:
-            if not future.done():
-                future.set_result(timestamp)
+            self.holds.answer(future, timestamp)
         self._outcomes.clear()
         if self._applied_waiters or self._leading_waiters:
             self._wake_applied_waiters()

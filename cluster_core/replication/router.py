@@ -204,5 +204,6 @@ class confirm:  # noqa: N801
 async def _confirmed(replica: Replica, evaluation: Evaluation | None, index: int) -> None:
     await replica.read_barrier()
     await replica.reached_while_leading(index)
+    await replica.holds.passed(replica.applied_timestamp)
     if evaluation is None or replica.evaluation is not evaluation:
         raise NoLeader("leadership was lost; ask again")

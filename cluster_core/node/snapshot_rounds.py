@@ -1,0 +1,500 @@
+"""Snapshots of all partitions at one moment of the present, in one round of frames.
+
+The reader chooses a timestamp T ahead of all clocks. Round 1 asks every node, itself too, to raise
+its clock to T, to *hold* all answers that depend on anything above T (``replication/holds.py``),
+and to say what replicas it has, in which term, and which of them lead, with the last index of their
+logs. (The list is sent when it has changed since this reader saw it, else its version.) A node
+whose clock is above T already refuses, and the reader takes a higher T. Round 2 ends the holds;
+each node answers whether its hold was on until then and nothing that it had said has changed. The
+query runs meanwhile, and its answer waits for round 2: if one node says no, the whole begins anew.
+No clock and no timer is trusted for any of it.
+
+**Complete.** Of each group the leader L of term t answered, and a quorum of its voters by L's
+configuration, each with a term up to t and its clock at T for good. A leader of a later term needs
+a vote of that quorum, with which it takes T over; it writes above T. L itself does from its answer
+on, and what it had proposed before ends at the index that it named. So a replica that has applied
+that index has everything at or below T. And all that was acknowledged before the question is below
+T: the leader that did so had its clock above it, and is L or one before it, for when the question
+was asked no majority had gone to a later term. This is ReadIndex (dissertation §6.4) with the
+reader as the one who counts: one frame to each node for all groups, and one trip instead of two.
+
+**In real time.** Let p be the moment of the last answer of round 1 that counts.
+
+1. *Whatever depends on a timestamp above T is answered after p.* Leaders give all strong answers;
+   a read point that one gives says at which time to read. When it answered the reader, its clock
+   was at most T, so all above T came later and is held until round 2. No other node can have led
+   one of the groups before p, for after p a quorum was still in the same terms.
+2. *Whatever is called after p sees all up to T, and writes above T.* Every leader's clock is past
+   T, and each read point that it gives covers what was in its log when it answered
+   (``Evaluation.read_floor``). Transactions too: one that commits at or below T has all its
+   prepares and its staged record in these logs.
+
+Suppose a cycle of dependencies and real time through this snapshot R. It leaves R to something
+above T. From what is above T, or was called after p, a dependency leads to the like again
+(timestamps grow along dependencies), and so does real time, by 1 and 2: it never comes back to R.
+A snapshot above T needs no hold to return after p, for it raised every leader after R did. And
+without snapshots there are no cycles: an operation of one partition, and a transaction, which locks
+all that it reads, happen at a moment in real time, which is when they are committed.
+
+Reads as of a past time see the order of timestamps, which is not that of real time for writers that
+have no entity in common; they take the same round without holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Final, NamedTuple
+
+import msgspec
+
+from cluster_core.errors import KotobaError, NoLeader, OutcomeUnknown, Unavailable
+from cluster_core.hlc import COUNTER_BITS, HybridClock
+from cluster_core.query.host import ReadPoint
+from cluster_core.raft.quorum import Configuration, VoteResult
+from cluster_core.replication.holds import HOLD_S_MAX, Reader
+from cluster_core.replication.mesh import Mesh
+from cluster_core.replication.router import RETRY_DELAY_S, Router
+from cluster_core.types import META_GROUP, GroupId, NodeId, ReplicaId, Timestamp
+
+__all__ = ["Snapshot", "SnapshotRounds"]
+
+HOLD_S: Final = 0.05
+"""How long nodes hold answers at first, at most; where that is too short it is doubled."""
+
+PATIENCE_S: Final = 1.0
+"""For an answer, and for a round that holds nothing."""
+
+MARGIN: Final = 1 << COUNTER_BITS - 4
+"""T is so much above what this node has seen: the timestamps that others give until they are
+asked, at some thousands in a millisecond. A small part of one, so that many reads never drive the
+cluster's clock away from wall time."""
+
+LEAD_STEP: Final = 1 << COUNTER_BITS - 2
+LEAD_MAX: Final = 500 << COUNTER_BITS
+"""How far ahead of this node's wall time T may lie to be ahead of somebody's who is fast."""
+
+VERDICTS_MAX: Final = 32
+
+
+class _Here(NamedTuple):
+    """A replica: its term, and the configuration of its group if it leads it."""
+
+    group: GroupId
+    replica: ReplicaId
+    term: int
+    leads: Configuration | None
+
+
+class _Question(msgspec.Struct, array_like=True, frozen=True):
+    """``hold_ms`` 0: a moment of the past, hold nothing. ``known``: the version of the peer's table
+    that the reader has already."""
+
+    number: int
+    timestamp: Timestamp
+    hold_ms: int
+    known: int
+
+
+class _Answer(msgspec.Struct, array_like=True, frozen=True):
+    """``clock`` is above the question's timestamp when it was refused. ``indexes`` are the last of
+    the logs led here, in the order of the table."""
+
+    clock: Timestamp
+    version: int = 0
+    indexes: list[int] = []
+    table: list[_Here] | None = None
+
+
+class _Release(msgspec.Struct, array_like=True, frozen=True):
+    number: int
+    version: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_question = msgspec.msgpack.Decoder(_Question).decode
+_decode_answer = msgspec.msgpack.Decoder(_Answer).decode
+_decode_release = msgspec.msgpack.Decoder(_Release).decode
+_CEILING: Final = "the clock waits for its ceiling to be on disk"
+
+YES: Final = b"\x01"
+NO: Final = b"\x00"
+
+_Verdict = tuple[tuple[GroupId, NodeId, int], ...]
+"""Of each group the node that leads it, and the place of the group's index in its answer."""
+
+
+class Snapshot(NamedTuple):
+    """``point`` may be read at once; what was read may be told only if ``verified`` gets True.
+    None: there is nothing to verify."""
+
+    point: ReadPoint
+    verified: asyncio.Future[bool] | None = None
+
+
+class _Round:
+    """Round 1, until it is ``done``."""
+
+    __slots__ = ("answers", "asked", "done", "late", "number", "timestamp")
+
+    def __init__(self, number: int, timestamp: Timestamp) -> None:
+        self.number = number
+        self.timestamp = timestamp
+        self.asked: set[NodeId] = set()
+        """Who has not answered yet."""
+        self.answers: dict[NodeId, _Answer] = {}
+        self.late = False
+        """It was given up, for its holds end about now."""
+        self.done: asyncio.Future[_Verdict] = asyncio.get_running_loop().create_future()
+
+
+class _Refused(Exception):
+    """A clock is above T."""
+
+    def __init__(self, clock: Timestamp) -> None:
+        super().__init__(f"a clock is at {clock}")
+        self.clock = clock
+
+
+class _Reader(NamedTuple):
+    snapshot: asyncio.Future[Snapshot]
+    deadline: float
+
+
+class SnapshotRounds:
+    """Both sides of the rounds at one node. See the module."""
+
+    def __init__(self, router: Router, clock: HybridClock, partition_count: int) -> None:
+        self._router = router
+        self._mesh: Mesh = router.mesh
+        self._host = router.host
+        self._clock = clock
+        self._groups = range(META_GROUP + 1, META_GROUP + 1 + partition_count)
+        self._numbers = 0
+        # As a reader.
+        self._readers: list[_Reader] = []
+        self._reading: asyncio.Task[None] | None = None
+        self._known: dict[NodeId, tuple[int, list[_Here]]] = {}
+        """What each node has, in its last version."""
+        self._verdicts: dict[tuple[tuple[NodeId, int], ...], _Verdict | None] = {}
+        self._refusals = 0
+        """In a row."""
+        self._lead = 0
+        self._hold_s = HOLD_S
+        # As one who is asked.
+        self._table: list[_Here] = []
+        self._version = clock.latest
+        """A restarted node begins with a higher one: its clock does."""
+        self._mesh.handle_at_once("snapshot", self._serve_question)
+        self._mesh.handle_at_once("release", self._serve_release)
+
+    def on_peer_down(self, peer: NodeId) -> None:
+        self._known.pop(peer, None)
+        self._host.holds.end_all_of(peer)
+
+    async def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    # The reader.
+
+    async def now(self, deadline: float) -> Snapshot:
+        """A snapshot of the present, shared with all who wait for one when its round begins.
+
+        One round at a time: those who come meanwhile share the next.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Snapshot] = loop.create_future()
+        self._readers.append(_Reader(future, deadline))
+        if self._reading is None:
+            self._reading = loop.create_task(self._read())
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await future
+        except TimeoutError:
+            raise OutcomeUnknown("leadership was not confirmed in time") from None
+
+    async def at(self, timestamp: Timestamp, deadline: float) -> ReadPoint:
+        """A moment that the caller chose."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                return self._point(*await self._ask(timestamp, 0.0))
+        except TimeoutError:
+            raise OutcomeUnknown("leadership was not confirmed in time") from None
+
+    def too_slow(self) -> None:
+        """Holds ended too early."""
+        self._hold_s = min(2 * self._hold_s, HOLD_S_MAX)
+
+    async def _read(self) -> None:
+        """Rounds, while there are readers."""
+        try:
+            while self._readers:
+                await self._serve_readers(len(self._readers))
+        finally:
+            self._reading = None
+            self._fail(Unavailable(f"{self._router.node_id} is stopping"), math.inf)
+
+    async def _serve_readers(self, count: int) -> None:
+        """One round for the first ``count`` readers. Where it fails, they go on waiting."""
+        try:
+            snapshot = await self._snapshot()
+        except _Refused as refused:
+            self._take_higher(refused.clock)
+            self._readers = [one for one in self._readers if not one.snapshot.done()]
+        except NoLeader as error:
+            self._fail(error, asyncio.get_running_loop().time() + RETRY_DELAY_S)
+            await asyncio.sleep(RETRY_DELAY_S)
+        else:
+            served, self._readers = self._readers[:count], self._readers[count:]
+            for reader in served:
+                if not reader.snapshot.done():
+                    reader.snapshot.set_result(snapshot)
+
+    def _fail(self, error: KotobaError, until: float) -> None:
+        """Readers that cannot wait longer than ``until`` get ``error``."""
+        waiting = [one for one in self._readers if not one.snapshot.done()]
+        self._readers = [one for one in waiting if one.deadline > until]
+        for reader in waiting:
+            if reader.deadline <= until:
+                reader.snapshot.set_exception(error)
+
+    async def _snapshot(self) -> Snapshot:
+        margin = MARGIN << min(self._refusals, COUNTER_BITS)
+        timestamp = self._clock.beyond(margin, self._lead)
+        round_, verdict = await self._ask(timestamp, self._hold_s)
+        self._refusals = 0
+        self._lead -= self._lead >> 3
+        self._hold_s = max(HOLD_S, 0.9 * self._hold_s)
+        return Snapshot(self._point(round_, verdict), self._release(round_))
+
+    def _take_higher(self, clock: Timestamp) -> None:
+        self._refusals += 1
+        ahead = self._clock.ahead(clock)
+        self._lead = min(ahead + (LEAD_STEP << min(self._refusals, 10)), LEAD_MAX)
+        self._clock.merge(clock)
+
+    # Round 1.
+
+    async def _ask(self, timestamp: Timestamp, hold_s: float) -> tuple[_Round, _Verdict]:
+        """Raises NoLeader or _Refused; then nothing is held any more."""
+        if self._host.is_closed:
+            raise Unavailable(f"{self._router.node_id} is stopping")
+        if not self._clock.is_covered(timestamp):
+            raise NoLeader(_CEILING)
+        self._numbers += 1
+        round_ = _Round(self._numbers, timestamp)
+        # The frames are made before our own clock is raised: one that carries T to a node ahead of
+        # the question would let it write above T before it holds anything.
+        for peer in sorted(self._mesh.peers):
+            known = self._known.get(peer, (0,))[0]
+            question = _Question(round_.number, timestamp, int(hold_s * 1000), known)
+            answer = self._mesh.ask(peer, "snapshot", _encode(question), timeout=PATIENCE_S)
+            round_.asked.add(peer)
+            answer.add_done_callback(partial(self._answered, round_, peer))
+        own = self._answer_here((self._router.node_id, round_.number), timestamp, hold_s)
+        assert own is not None, "our own clock is covered"
+        self._known[self._router.node_id] = (self._version, self._table)
+        self._take(round_, self._router.node_id, own)
+        patience = asyncio.get_running_loop().call_later(hold_s or PATIENCE_S, _give_up, round_)
+        try:
+            return round_, await round_.done
+        except BaseException:
+            self._end(round_)
+            raise
+        finally:
+            patience.cancel()
+
+    def _answered(self, round_: _Round, peer: NodeId, answer: asyncio.Future[bytes]) -> None:
+        failed = answer.cancelled() or answer.exception() is not None
+        if round_.done.done():
+            if round_.late and not failed:
+                self.too_slow()
+            return
+        round_.asked.discard(peer)
+        if failed:
+            self._take(round_, peer, None)
+            return
+        found = _decode_answer(answer.result())
+        if found.table is not None:
+            self._known[peer] = (found.version, found.table)
+        self._take(round_, peer, found)
+
+    def _take(self, round_: _Round, node: NodeId, answer: _Answer | None) -> None:
+        """``node`` has answered, or has failed to."""
+        if answer is not None:
+            if answer.clock > round_.timestamp:
+                round_.done.set_exception(_Refused(answer.clock))
+                return
+            round_.answers[node] = answer
+        verdict = self._verdict(round_.answers)
+        if verdict is not None:
+            round_.done.set_result(verdict)
+        elif not round_.asked:
+            round_.done.set_exception(NoLeader("not every partition has a leader"))
+
+    def _verdict(self, answers: Mapping[NodeId, _Answer]) -> _Verdict | None:
+        """Who leads each group, if those who answered suffice to say so."""
+        key = tuple((node, answers[node].version) for node in sorted(answers))
+        if key not in self._verdicts:
+            if len(self._verdicts) == VERDICTS_MAX:
+                self._verdicts.clear()
+            self._verdicts[key] = self._judge(answers)
+        return self._verdicts[key]
+
+    def _judge(self, answers: Mapping[NodeId, _Answer]) -> _Verdict | None:
+        leaders: dict[GroupId, tuple[_Here, NodeId, int]] = {}
+        terms: dict[GroupId, dict[ReplicaId, int]] = {group: {} for group in self._groups}
+        for node in sorted(answers):
+            table = self._table_of(node, answers[node].version)
+            if table is None:
+                return None
+            place = 0
+            for here in table:
+                terms[here.group][here.replica] = here.term
+                if here.leads is None:
+                    continue
+                known = leaders.get(here.group)
+                if known is None or known[0].term < here.term:
+                    leaders[here.group] = (here, node, place)
+                place += 1
+        verdict = []
+        for group in self._groups:
+            if group not in leaders:
+                return None
+            here, node, place = leaders[group]
+            if not _confirmed(here, terms[group]):
+                return None
+            verdict.append((group, node, place))
+        return tuple(verdict)
+
+    def _table_of(self, node: NodeId, version: int) -> list[_Here] | None:
+        known = self._known.get(node)
+        return known[1] if known is not None and known[0] == version else None
+
+    def _point(self, round_: _Round, verdict: _Verdict) -> ReadPoint:
+        """With the indexes that replicas here lack still, and those of groups without one."""
+        replicas = self._host.replicas
+        answers = {node: answer.indexes for node, answer in round_.answers.items()}
+        applied: dict[int, int] = {}
+        for group, node, place in verdict:
+            index = answers[node][place]
+            replica = replicas.get(group)
+            if replica is None or replica.applied < index:
+                applied[group - 1] = index
+        return ReadPoint(round_.timestamp, applied)
+
+    # Round 2.
+
+    def _release(self, round_: _Round) -> asyncio.Future[bool]:
+        """Gets whether all held until now, and all is as they said."""
+        verified: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        waiting = set(round_.answers) - {self._router.node_id}
+
+        def answered(peer: NodeId, answer: asyncio.Future[bytes]) -> None:
+            waiting.discard(peer)
+            failed = answer.cancelled() or answer.exception() is not None
+            if verified.done():
+                return
+            if failed or answer.result() != YES:
+                verified.set_result(False)
+            elif not waiting:
+                verified.set_result(True)
+
+        for peer in sorted(waiting):
+            body = _encode(_Release(round_.number, round_.answers[peer].version))
+            answer = self._mesh.ask(peer, "release", body, timeout=PATIENCE_S)
+            answer.add_done_callback(partial(answered, peer))
+        for peer in sorted(round_.asked):
+            self._mesh.tell(peer, "release", _encode(_Release(round_.number, 0)))
+        own = self._router.node_id
+        stood = self._release_here((own, round_.number), round_.answers[own].version)
+        if not verified.done() and (not stood or not waiting):
+            verified.set_result(stood)
+        return verified
+
+    def _end(self, round_: _Round) -> None:
+        """Of a round that failed."""
+        self._host.holds.end((self._router.node_id, round_.number))
+        for peer in sorted({*round_.answers, *round_.asked} - {self._router.node_id}):
+            self._mesh.tell(peer, "release", _encode(_Release(round_.number, 0)))
+
+    # Whoever is asked.
+
+    def _serve_question(self, peer: NodeId, request_id: int, body: bytes) -> None:
+        question = _decode_question(body)
+        answer = self._answer_here(
+            (peer, question.number), question.timestamp, question.hold_ms / 1000
+        )
+        if answer is None:
+            self._mesh.reply_error(peer, request_id, NoLeader(_CEILING))
+            return
+        if answer.version != question.known:
+            answer = msgspec.structs.replace(answer, table=self._table)
+        self._mesh.reply(peer, request_id, _encode(answer))
+
+    def _serve_release(self, peer: NodeId, request_id: int, body: bytes) -> None:
+        release = _decode_release(body)
+        stood = self._release_here((peer, release.number), release.version)
+        self._mesh.reply(peer, request_id, YES if stood else NO)
+
+    def _answer_here(self, reader: Reader, timestamp: Timestamp, hold_s: float) -> _Answer | None:
+        """In one turn. None when a restart of this node would forget the promise."""
+        holds = self._host.holds
+        if not hold_s:
+            self._clock.merge(timestamp)
+        elif not holds.begin(reader, timestamp, hold_s):
+            return _Answer(self._clock.latest)
+        if not self._clock.is_covered(timestamp):
+            holds.end(reader)
+            return None
+        self._look()
+        indexes = []
+        for replica in self._host.replicas.values():
+            if replica.evaluation is None or replica.group == META_GROUP:
+                continue
+            index = replica.raft.last_index
+            indexes.append(index)
+            replica.evaluation.read_floor = index
+            if replica.raft.commit_untold:
+                # Readers elsewhere wait to hear of it.
+                self._host.tell_commit(replica)
+            replica.evaluation.awaited = replica.applied < index
+        return _Answer(timestamp, self._version, indexes)
+
+    def _release_here(self, reader: Reader, version: int) -> bool:
+        stood = self._host.holds.end(reader)
+        self._look()
+        return stood and version == self._version
+
+    def _look(self) -> None:
+        """Take a new version if a replica, term, leader or configuration has changed."""
+        table = [
+            _Here(
+                replica.group,
+                replica.id,
+                replica.raft.term,
+                None if replica.evaluation is None else replica.raft.configuration,
+            )
+            for replica in self._host.replicas.values()
+            if replica.group != META_GROUP
+        ]
+        if table != self._table:
+            self._table = table
+            self._version += 1
+
+
+def _give_up(round_: _Round) -> None:
+    if not round_.done.done():
+        round_.late = True
+        round_.done.set_exception(NoLeader("not every partition's leader has answered"))
+
+
+def _confirmed(leader: _Here, terms: Mapping[ReplicaId, int]) -> bool:
+    """Whether a quorum has not gone beyond the leader's term."""
+    assert leader.leads is not None
+    votes = {replica: True for replica, term in terms.items() if term <= leader.term}
+    return leader.leads.vote_result(votes) is VoteResult.WON
