@@ -248,6 +248,8 @@ class SnapshotRounds:
         except NoLeader as error:
             self._fail(error, asyncio.get_running_loop().time() + RETRY_DELAY_S)
             await asyncio.sleep(RETRY_DELAY_S)
+        except KotobaError as error:
+            self._fail(error, math.inf)
         else:
             served, self._readers = self._readers[:count], self._readers[count:]
             for reader in served:
@@ -283,8 +285,6 @@ class SnapshotRounds:
         """Raises NoLeader or _Refused; then nothing is held any more."""
         if self._host.is_closed:
             raise Unavailable(f"{self._router.node_id} is stopping")
-        if not self._clock.is_covered(timestamp):
-            raise NoLeader(_CEILING)
         self._numbers += 1
         round_ = _Round(self._numbers, timestamp)
         # The frames are made before our own clock is raised: one that carries T to a node ahead of
@@ -296,7 +296,6 @@ class SnapshotRounds:
             round_.asked.add(peer)
             answer.add_done_callback(partial(self._answered, round_, peer))
         own = self._answer_here((self._router.node_id, round_.number), timestamp, hold_s)
-        assert own is not None, "our own clock is covered"
         self._known[self._router.node_id] = (self._version, self._table)
         self._take(round_, self._router.node_id, own)
         patience = asyncio.get_running_loop().call_later(hold_s or PATIENCE_S, _give_up, round_)
@@ -383,8 +382,11 @@ class SnapshotRounds:
         for group, node, place in verdict:
             index = answers[node][place]
             replica = replicas.get(group)
-            if replica is None or replica.applied < index:
-                applied[group - 1] = index
+            if replica is None:
+                self._router.learn(group, node)
+            elif replica.applied >= index:
+                continue
+            applied[group - 1] = index
         return ReadPoint(round_.timestamp, applied)
 
     # Round 2.
@@ -410,8 +412,9 @@ class SnapshotRounds:
             answer.add_done_callback(partial(answered, peer))
         for peer in sorted(round_.asked):
             self._mesh.tell(peer, "release", _encode(_Release(round_.number, 0)))
-        own = self._router.node_id
-        stood = self._release_here((own, round_.number), round_.answers[own].version)
+        node = self._router.node_id
+        own = round_.answers.get(node)
+        stood = own is None or self._release_here((node, round_.number), own.version)
         if not verified.done() and (not stood or not waiting):
             verified.set_result(stood)
         return verified

@@ -9,9 +9,9 @@ until the reader says that all have, the node *holds* each answer that depends o
 
 Only answers are held, never proposals or replication, so what is held is applied meanwhile. What is
 held is what a leader says: the outcome of a proposal (``Replica.written``), a refusal or a repeated
-answer (``confirm``), and the read points that it gives (``node/reads.py``). All strong answers are
-one of these, or a snapshot of its own (``node/snapshots_now.py`` has the argument why those need
-no hold). What promises no order in real time is not held: reads of closed timestamps, events,
+answer (``confirm``), and the moments that it gives to readers (``node/reads.py``). All strong
+answers are one of these, or a snapshot, which needs no hold; ``node/snapshot_rounds.py`` has the
+argument. What promises no order in real time is not held: reads of closed timestamps, events,
 writes at ``eventual``.
 
 A hold cannot starve an answer: it begins only while the node's clock is not above T, so it holds

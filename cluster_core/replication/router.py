@@ -109,6 +109,10 @@ class Router:
         except (NoLeader, Unavailable):
             return None
 
+    def learn(self, group: GroupId, node: NodeId) -> None:
+        """``node`` leads ``group``, of which there is no replica here."""
+        self._hints[group] = node
+
     def forget(self, group: GroupId) -> None:
         """The hint turned out wrong."""
         self._hints.pop(group, None)

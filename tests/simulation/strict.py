@@ -5,7 +5,7 @@ A *walker* owns some vertices in different partitions and writes them in turn, e
 leads its partition. What it is told at one it carries to the next at once, faster than any frame:
 so a write that was acknowledged with a high timestamp is followed by one of another partition with
 a low one, and no snapshot may show the second without the first (*causal reverse*). *Lookers* take
-snapshots, and read single vertices.
+snapshots; walkers look at single vertices between their steps.
 """
 
 from __future__ import annotations
@@ -51,14 +51,21 @@ class _Person(Client):
         super().__init__(stage.world, stage.history, name, home=home, attempts=4)
         self.stage = stage
 
-    async def _seen(self, digests: list[Digest]) -> dict[Digest, str]:
-        """Who wrote each of ``digests`` last."""
+    async def see(self, digests: list[Digest], node: SimNode | None = None) -> None:
+        """Read all of ``digests`` at once: who wrote each of them last."""
         query = Get(cids=tuple(digests))
+        call = self.history.position()
         result, _ = await self._attempt(
-            lambda cluster, timeout_ms: cluster.execute_query(query, timeout_ms=timeout_ms)
+            lambda cluster, timeout_ms: cluster.execute_query(query, timeout_ms=timeout_ms), node
         )
         rows = [row for row in result.rows if isinstance(row, Vertex)]
-        return {row.digest: str(row.properties["by"]) for row in rows}
+        seen = {row.digest: str(row.properties["by"]) for row in rows}
+        assert seen.keys() == set(digests), "vertices do not go away"
+        self.stage.transactions.append(
+            Transaction(
+                name=self.stage.name(), reads=seen, call=call, returned=self.history.position()
+            )
+        )
 
 
 class _Walker(_Person):
@@ -88,7 +95,15 @@ class _Walker(_Person):
             both = len(steps) > 1 and self.random.random() < 0.1
             with contextlib.suppress(NotExecuted):
                 await self._write(steps[:2] if both else [steps[at]])
+            if self.random.random() < 0.3:
+                await self._glance()
             await asyncio.sleep(think)
+
+    async def _glance(self) -> None:
+        """Look at one vertex, maybe somebody else's, before the next step."""
+        digest = self.random.choice(self.stage.vertices)
+        with contextlib.suppress(NotExecuted, Unsure):
+            await self.see([digest], _leader(self.world, digest))
 
     async def _write(self, digests: list[Digest]) -> None:  # type: ignore[override]
         name = self.stage.name()
@@ -139,21 +154,8 @@ class _Looker(_Person):
     async def run(self, until: float, think: float = 0.0) -> None:
         while self.world.loop.time() < until:
             with contextlib.suppress(NotExecuted, Unsure):
-                await self._look()
+                await self.see(self.stage.vertices)
             await asyncio.sleep(think)
-
-    async def _look(self) -> None:
-        vertices = self.stage.vertices
-        if self.random.random() < 0.2:
-            vertices = [self.random.choice(vertices)]
-        call = self.history.position()
-        seen = await self._seen(vertices)
-        assert seen.keys() == set(vertices), "vertices do not go away"
-        self.stage.transactions.append(
-            Transaction(
-                name=self.stage.name(), reads=seen, call=call, returned=self.history.position()
-            )
-        )
 
 
 def run_strict(
