@@ -50,6 +50,7 @@ __all__ = [
     "TransactionResult",
     "UpdateEdge",
     "UpdateNode",
+    "batch_nonce",
     "check_batch",
     "check_operation",
     "check_refs",
@@ -69,6 +70,8 @@ __all__ = [
 ]
 
 _DIGEST_BYTES: Final = 32
+_BATCH: Final = (1 << 64) - 1
+"""In place of an operation's index."""
 
 
 class CreateNode(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -370,6 +373,12 @@ def home_partition(operation: Operation, nonce: bytes | None, partition_count: i
     if isinstance(operation, UpdateNode | DeleteNode):
         return partition_of(operation.digest, partition_count)
     return None if operation.source is None else partition_of(operation.source, partition_count)
+
+
+def batch_nonce(principal: str, idempotency_key: str) -> bytes:
+    """Names a batch under an idempotency key, beside its operations."""
+    nonce: bytes = _seed(principal, idempotency_key, _BATCH).digest()[:NONCE_BYTES]
+    return nonce
 
 
 def entity_nonce(principal: str, idempotency_key: str, index: int, attempt: int) -> bytes:

@@ -77,7 +77,8 @@ _VERTEX_PREFIX: Final = 35
 
 
 def fingerprint_several(operations: Sequence[BatchOperation]) -> bytes:
-    """16 bytes that tell one transaction's content from another's, and from any operation's."""
+    """16 bytes that tell one transaction's content from another's, and from any operation's; also
+    that of a batch."""
     hashing = sha256(b"transaction")
     for one in operations:
         hashing.update(fingerprint(one.operation))

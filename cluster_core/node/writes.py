@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -37,6 +37,7 @@ from cluster_core.graph.operations import (
     OperationResult,
     TransactionResult,
     UpdateEdge,
+    batch_nonce,
     check_batch,
     check_operation,
     check_size,
@@ -47,6 +48,7 @@ from cluster_core.graph.operations import (
     place_creation,
     resolve_refs,
 )
+from cluster_core.graph.several import fingerprint_several
 from cluster_core.graph.values import encode_message, message_decoder
 from cluster_core.node.compose import Composer
 from cluster_core.node.creations import StickyPlacement
@@ -69,6 +71,16 @@ class _ExecuteRequest(msgspec.Struct, array_like=True, frozen=True):
 class _TransactRequest(msgspec.Struct, array_like=True, frozen=True):
     item: TransactionItem
     timeout_ms: int
+
+
+class _Origin(NamedTuple):
+    """Of the operations of a batch: who sent it, under which key. With a key, ``batch`` names it
+    and ``fingerprint`` tells its content."""
+
+    principal: str
+    key: str | None = None
+    batch: bytes = b""
+    fingerprint: bytes = b""
 
 
 class _Executed(msgspec.Struct, array_like=True, frozen=True):
@@ -184,6 +196,11 @@ class Writes:
         check_batch(operations, self._limits)
         self._enter(len(operations))
         try:
+            origin = _Origin(principal)
+            if idempotency_key is not None:
+                batch = batch_nonce(principal, idempotency_key)
+                print_ = fingerprint_several(operations)
+                origin = _Origin(principal, idempotency_key, batch, print_)
             outcomes: list[Outcome | None] = [None] * len(operations)
             known: dict[str, Digest | None] = {}
             todo = list(range(len(operations)))
@@ -196,8 +213,7 @@ class Writes:
                     known,
                     outcomes,
                     eventual,
-                    idempotency_key,
-                    principal,
+                    origin,
                     deadline,
                 )
                 done = set(wave)
@@ -290,8 +306,7 @@ class Writes:
         known: dict[str, Digest | None],
         outcomes: list[Outcome | None],
         eventual: bool,
-        idempotency_key: str | None,
-        principal: str,
+        origin: _Origin,
         deadline: float,
     ) -> None:
         items: list[tuple[int, Item]] = []
@@ -301,7 +316,7 @@ class Writes:
             try:
                 operation = resolve_refs(one, known)
                 check_operation(operation, self._limits)
-                item = self._batch_item(operation, idempotency_key, principal, position)
+                item = self._batch_item(operation, origin, position)
             except KotobaError as error:
                 outcomes[position] = error
                 continue
@@ -310,7 +325,8 @@ class Writes:
             else:
                 items.append((position, item))
         if lost:
-            items += await self._locate_all(lost, outcomes, idempotency_key, principal, deadline)
+            key, principal = origin.key, origin.principal
+            items += await self._locate_all(lost, outcomes, key, principal, deadline)
         results = await self._execute([item for _, item in items], eventual, deadline)
         for (position, _), result in zip(items, results, strict=True):
             outcomes[position] = result
@@ -327,14 +343,22 @@ class Writes:
         check_size(made.block, self._limits)
         return Item(made.partition, operation, made.nonce, digest=made.digest, block=made.block)
 
-    def _batch_item(
-        self, operation: Operation, key: str | None, principal: str, index: int
-    ) -> Item | None:
+    def _batch_item(self, operation: Operation, origin: _Origin, index: int) -> Item | None:
+        principal, key, batch, fingerprint = origin
         if key is None and isinstance(operation, CreateNode):
             made = self._placement.place_in_batch(operation)
             if made is not None:
                 return self._created(operation, made)
-        return self._item(operation, key, principal, index, None)
+        if key is None or not isinstance(operation, CreateNode | CreateEdge):
+            return self._item(operation, key, principal, index, None)
+        made = place_creation(operation, principal, key, index, self._partition_count)
+        item = Item(
+            made.partition, operation, made.nonce, True, fingerprint=fingerprint, batch=batch
+        )
+        if isinstance(operation, CreateEdge):
+            return item
+        check_size(made.block, self._limits)
+        return msgspec.structs.replace(item, digest=made.digest, block=made.block)
 
     def _item(
         self,

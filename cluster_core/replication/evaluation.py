@@ -197,6 +197,11 @@ class Draft:
         self.plain.append(key)
         self._puts += (key, value)
 
+    def put_once(self, key: bytes, value: bytes) -> None:
+        """A value without versions, unless the key has one."""
+        if self._evaluation.plain(key) is None:
+            self.put(key, value)
+
     def delete(self, key: bytes) -> None:
         self._evaluation._plain[key] = (None, self.index)
         self.plain.append(key)

@@ -41,6 +41,7 @@ from cluster_core.txn.items import (
     DedupeEntry,
     Item,
     answer_of,
+    encode_batch,
     encode_dedupe,
     remembered,
     result_of,
@@ -239,8 +240,11 @@ class Executor:
         if item.dedupe:
             if self._repeated(job, evaluation):
                 return False
-            if replica.dedupe_full:
-                raise Overloaded("too many Idempotency-Keys are remembered; try again later")
+            _require_memory(replica)
+        if item.batch:
+            value = evaluation.plain(keys.dedupe(evaluation.group, item.batch))
+            if remembered(value, item.fingerprint) is None:
+                _require_memory(replica)
         if item.block:
             return self._create(job, evaluation, draft)
         placed = decompose(
@@ -258,7 +262,14 @@ class Executor:
             if detach:
                 _require_unlocked(evaluation, own)
             job.begin = job.begin or self._clock.now()
-            request = Request(home, [(0, home)], item.dedupe, item.fingerprint, detach=detach)
+            request = Request(
+                home,
+                [(0, home)],
+                item.dedupe,
+                item.fingerprint,
+                detach=detach,
+                batch=item.batch,
+            )
             parts = [(0, partition, part) for partition, part in placed]
             job.transaction = self._transactions.begin(request, parts, job.begin)
             return False
@@ -304,11 +315,20 @@ class Executor:
             if outcome.change is not None:
                 draft.change(outcome.change.entity, encode_change(outcome.change), timestamp)
         job.result = result_of(answer, job.item.partition, timestamp)
-        if job.item.dedupe:
-            group = group_of(job.item.partition)
-            entry = DedupeEntry(job.item.fingerprint, [job.result], job.result.timestamp)
-            draft.put(keys.dedupe(group, job.item.dedupe), encode_dedupe(entry))
+        self._remember(job, draft, timestamp)
         return True
+
+    def _remember(self, job: _Job, draft: Draft, timestamp: Timestamp) -> None:
+        item, result = job.item, job.result
+        assert result is not None
+        group = group_of(item.partition)
+        if item.dedupe:
+            entry = DedupeEntry(item.fingerprint, [result], result.timestamp)
+            draft.put(keys.dedupe(group, item.dedupe), encode_dedupe(entry))
+        elif item.batch:
+            draft.put_once(
+                keys.dedupe(group, item.batch), encode_batch(item.fingerprint, timestamp)
+            )
 
     async def _run_transactions(self, jobs: list[_Job], deadline: float) -> None:
         """One attempt for each; ``again`` is set on those that lost."""
@@ -338,6 +358,13 @@ def _observe(future: asyncio.Future[Any]) -> None:
 
 async def _nothing() -> None:
     return None
+
+
+def _require_memory(replica: Replica) -> None:
+    if replica.dedupe_full:
+        raise Overloaded(
+            "too many Idempotency-Keys are remembered (dedupe_entries_max); try again later"
+        )
 
 
 def _detached_in_chunks(part: Part) -> Digest:

@@ -18,6 +18,7 @@ __all__ = [
     "TransactionItem",
     "answer_of",
     "decode_dedupe",
+    "encode_batch",
     "encode_dedupe",
     "remembered",
     "result_of",
@@ -32,6 +33,10 @@ class Item(msgspec.Struct, array_like=True, frozen=True):
 
     ``nonce`` is a creation's; ``check`` says that it may have been used before. ``dedupe`` is the
     key of the request's dedupe entry (empty: none), ``fingerprint`` tells its content.
+
+    A creation of a batch needs no entry of its own, since its nonce follows from the key: it is
+    found by its CID. All of them in one partition share one, ``batch``, that only tells the
+    content of the whole batch (``fingerprint``).
     """
 
     partition: int
@@ -42,6 +47,7 @@ class Item(msgspec.Struct, array_like=True, frozen=True):
     fingerprint: bytes = b""
     digest: Digest = b""
     block: bytes = b""
+    batch: bytes = b""
 
 
 class TransactionItem(msgspec.Struct, array_like=True, frozen=True):
@@ -62,6 +68,11 @@ class DedupeEntry(msgspec.Struct, array_like=True, frozen=True):
     results: list[OperationResult]
     timestamp: Timestamp
     transaction: bytes = b""
+
+
+def encode_batch(fingerprint: bytes, timestamp: Timestamp) -> bytes:
+    """The entry that the creations of a batch share."""
+    return encode_dedupe(DedupeEntry(fingerprint, [], timestamp))
 
 
 encode_dedupe = msgspec.msgpack.Encoder().encode

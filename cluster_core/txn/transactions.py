@@ -45,7 +45,7 @@ from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router, confirm
 from cluster_core.storage import keys
 from cluster_core.txn.detach import EdgeDeletion
-from cluster_core.txn.items import DedupeEntry, encode_dedupe, result_of
+from cluster_core.txn.items import DedupeEntry, encode_batch, encode_dedupe, result_of
 from cluster_core.txn.participant import LocksHeld, Participant, make_intent, read_horizon
 from cluster_core.txn.records import (
     CheckRequest,
@@ -95,6 +95,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     indexed: bool = False
     detach: Digest = b""
     """The vertex that is deleted, and whose edges follow in chunks."""
+    batch: bytes = b""
+    """The key of the dedupe entry that the creations of a batch share."""
 
 
 class _Share:
@@ -417,6 +419,9 @@ class Transactions:
             results = transaction.result.results
             entry = DedupeEntry(request.fingerprint, results, commit, transaction.id)
             draft.put(dedupe, encode_dedupe(entry))
+        elif request.batch:
+            key = keys.dedupe(transaction.home, request.batch)
+            draft.put_once(key, encode_batch(request.fingerprint, commit))
 
     def _own_intent(
         self, transaction: Transaction, evaluation: Evaluation, prepared: Timestamp
