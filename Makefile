@@ -42,10 +42,10 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 sim: $(READY)
-	@$(BIN)/python -m tests.simulation --surveyors 1 --first $(FIRST) --count $(SEEDS)
+	@$(BIN)/python -m tests.simulation --surveyors 1 --nodes 3 5 --first $(FIRST) --count $(SEEDS)
 
 sim-ci: $(READY)
-	@$(BIN)/python -m tests.simulation --regressions --surveyors 1 --first now --for 60
+	@$(BIN)/python -m tests.simulation --regressions --surveyors 1 --nodes 3 5 --first now --for 60
 
 soak: $(READY)
 	KOTOBA_SOAK_SECONDS=60 $(BIN)/python -m pytest -s tests/process

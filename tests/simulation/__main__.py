@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     add("--for", type=float, dest="for_s", metavar="S", help="begin runs for so many seconds")
     add("--regressions", action="store_true", help="first, what failed once")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
-    add("--nodes", type=int, default=usual.nodes)
+    add(
+        "--nodes", type=int, nargs="+", default=[usual.nodes], help="with several, seeds take turns"
+    )
     add("--seconds", type=float, default=usual.seconds, help="virtual seconds of trouble")
     add("--pace", type=float, default=usual.pace, help="seconds between faults, on average")
     add("--clients", type=int, default=usual.clients)
@@ -43,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def plan_of(options: argparse.Namespace) -> Plan:
+def plan_of(options: argparse.Namespace, seed: int) -> Plan:
     return Plan(
-        nodes=options.nodes,
+        nodes=options.nodes[seed % len(options.nodes)],
         seconds=options.seconds,
         clients=options.clients,
         tellers=options.tellers,
@@ -57,7 +59,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 def play_of(words: list[str]) -> Play:
     options = parser().parse_args(words)
-    return options.first, plan_of(options)
+    return options.first, plan_of(options, options.first)
 
 
 def say(text: str) -> None:
@@ -66,7 +68,7 @@ def say(text: str) -> None:
 
 def main() -> int:
     options = parser().parse_args()
-    plan, first = plan_of(options), options.first
+    first = options.first
     fresh = options.count if options.count is not None or options.for_s else 1
     jobs = max(1, min(options.jobs, fresh or options.jobs))
     campaign = Campaign(jobs, say, each=fresh is not None and fresh <= 20)
@@ -76,7 +78,7 @@ def main() -> int:
         campaign.run(known)
     seeds = count(first) if fresh is None else range(first, first + fresh)
     say(f"seeds from {first}")
-    campaign.run(((seed, plan) for seed in seeds), for_s=options.for_s)
+    campaign.run(((seed, plan_of(options, seed)) for seed in seeds), for_s=options.for_s)
     say(campaign.verdict)
     return 1 if campaign.failed else 0
 
