@@ -16,7 +16,14 @@ from typing import Any, Final, Literal
 import msgspec
 
 from cluster_core.config import ClusterConfig
-from cluster_core.errors import AlreadyExists, InvalidRequest, KotobaError, NotFound, OutcomeUnknown
+from cluster_core.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    KotobaError,
+    NoLeader,
+    NotFound,
+    OutcomeUnknown,
+)
 from cluster_core.hlc import HybridClock
 from cluster_core.membership.forming import Founding
 from cluster_core.placement.table import GroupTable, observed, with_learners, with_voters
@@ -103,7 +110,9 @@ class Placements:
     async def bring_up_to_date(self, deadline: float) -> None:
         """The table here is no older than this call. Raises a KotobaError when that cannot be."""
         answer = await self._ask("placement.index", self._serve_index, b"", deadline)
-        meta = self._router.host.replicas[META_GROUP]
+        meta = self._router.host.replicas.get(META_GROUP)
+        if meta is None:
+            raise NoLeader("the partition table is not here at the moment; ask again")
         try:
             async with asyncio.timeout_at(deadline):
                 await meta.reached(int.from_bytes(answer, "big"))
