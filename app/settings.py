@@ -193,6 +193,18 @@ class NodeSettings(BaseSettings):
         "and feeds that resume; up to a sixteenth longer. Requests with an Idempotency-Key are "
         "remembered for an hour, but no longer than this.",
     )
+    full_sync_interval_ms: int = Field(
+        _DEFAULTS.replication.full_sync_interval_ms,
+        ge=1_000,
+        description="How often the replicas of a partition compare what they have; one that "
+        "differs is reported, and made anew.",
+    )
+    full_sync_share: float = Field(
+        _DEFAULTS.replication.full_sync_share,
+        gt=0,
+        le=1,
+        description="Of a core: what reading for these comparisons may take, all together.",
+    )
     snapshot_bytes_per_s: int = Field(
         _DEFAULTS.replication.snapshot_bytes_per_s,
         ge=1_024,
@@ -273,6 +285,8 @@ class NodeSettings(BaseSettings):
             replication=replace(
                 _DEFAULTS.replication,
                 history_retention_ms=self.history_retention_ms,
+                full_sync_interval_ms=self.full_sync_interval_ms,
+                full_sync_share=self.full_sync_share,
                 snapshot_bytes_per_s=self.snapshot_bytes_per_s,
                 dedupe_retention_ms=min(
                     _DEFAULTS.replication.dedupe_retention_ms, self.history_retention_ms

@@ -77,6 +77,10 @@ class ReplicationConfig:
     """What either side of a snapshot has in memory: a chunk takes each two milliseconds."""
     snapshot_bytes_per_s: int = 64 << 20
     """What a node takes in of snapshots, all together: about half of what a core could."""
+    full_sync_interval_ms: int = 300_000
+    """Between two comparisons of the replicas of a partition."""
+    full_sync_share: float = 0.01
+    """Of a core: what reading for comparisons may take, about 5,000 pairs/s."""
     snapshots_incoming_max: int = 2
     """Snapshots that a node takes in at a time; other senders come again."""
 

@@ -21,14 +21,16 @@ CLUSTER_EVENT_TYPES: Final = (
     "ConfigChanged",
     "StorageFull",
     "StorageRecovered",
+    "ReplicaDiverged",
+    "ReplicaRebuilt",
 )
 
 
 class ClusterEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Something that this node saw happen in the cluster.
 
-    ``partition`` and ``term`` go with LeaderElected; a LeaderElected without a partition is the
-    meta group's.
+    ``partition`` and ``term`` go with LeaderElected, ``partition`` with ReplicaDiverged and
+    ReplicaRebuilt, where ``node_id`` has the replica; without a partition it is the meta group's.
     """
 
     type: str

@@ -65,7 +65,9 @@ class Leaderships:
             since = self._peers_up.get(home)
             if sent == TRANSFERS_MAX or since is None or now - since < PREFER_AFTER_S:
                 continue
-            if home not in unfit and replica.evaluation is not None and _is_level(replica, home):
+            if home in unfit or home in replica.shunned:
+                continue
+            if replica.evaluation is not None and _is_level(replica, home):
                 sent += self._host.transfer(replica, home)
 
     def send_away(self, unfit: Collection[NodeId], *, all_of_them: bool) -> None:
@@ -115,7 +117,7 @@ class Leaderships:
     def _heirs(self, replica: Replica) -> list[NodeId]:
         """The other voters of the group that are there."""
         nodes = [replica.members.get(voter) for voter in replica.raft.voters]
-        return [node for node in nodes if node is not None and node in self._peers_up]
+        return [node for node in nodes if node in self._peers_up and node not in replica.shunned]
 
     def _transfer(self, replica: Replica, heirs: list[NodeId]) -> bool:
         """To one of ``heirs``, another one for each group; False when there is none."""

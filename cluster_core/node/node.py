@@ -48,6 +48,7 @@ from cluster_core.query.plan import Get, History, Query, check_query
 from cluster_core.query.planner import Explanation, explain
 from cluster_core.query.results import QueryResult, ServedConsistency, Statistics, VersionRow
 from cluster_core.replication.closed import ClosedTimestamps
+from cluster_core.replication.comparison import Comparison
 from cluster_core.replication.history import Retention
 from cluster_core.replication.host import ReplicationHost
 from cluster_core.replication.mesh import Mesh
@@ -149,6 +150,15 @@ class ClusterNode:
         self._residence = Residence(
             self.host, engine, self.placements, partition_table(founding), self.incoming
         )
+        self.comparison = Comparison(
+            self.host,
+            self.mesh,
+            engine,
+            config.replication,
+            random,
+            self.outgoing.rebuild,
+            self._report_replica,
+        )
         self.participant = Participant(self.router, clock, config)
         count = founding.partition_count
         deletion = EdgeDeletion(self.router, engine, clock, config, count)
@@ -203,6 +213,7 @@ class ClusterNode:
     def start(self) -> None:
         """Bring this node's replicas to life and connect to the others."""
         self._residence.load()
+        self.comparison.load(self.tables)
         self._is_new = all(replica.raft.term == 0 for replica in self.host.replicas.values())
         peers = {name: address for name, address in self.addresses.items() if name != self.node_id}
         self._transport.set_peers(peers)
@@ -217,6 +228,7 @@ class ClusterNode:
             self._index_builder.run(),
             self._residence.run(),
             self._mover.run(),
+            self.comparison.run(),
             self._keep_house(),
             self.mesh.expire(),
         )
@@ -335,6 +347,10 @@ class ClusterNode:
             newest = after.members[max(after.wanted)]
             where = f"partition {group - 1} is at {', '.join(after.nodes)}"
             self._publish("PartitionMoved", newest, partition=group - 1, detail=where)
+
+    def _report_replica(self, type_: str, node: NodeId, group: GroupId) -> None:
+        partition = None if group == META_GROUP else group - 1
+        self._publish(type_, node, partition=partition)
 
     def _report_storage(self, error: KotobaError) -> None:
         """Tell the others at once, so that they elect other leaders."""

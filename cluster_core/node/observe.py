@@ -23,7 +23,7 @@ from cluster_core.status import (
     ReplicationStatus,
     StorageStatus,
 )
-from cluster_core.types import META_GROUP, NodeId, ReplicaId, group_of
+from cluster_core.types import META_GROUP, GroupId, NodeId, ReplicaId, group_of
 
 __all__ = ["Observed", "health_of", "partition_status", "readiness_of", "status_of"]
 
@@ -245,12 +245,21 @@ def health_of(cluster: Observed) -> HealthStatus:
         f"the clock of {name} is {ahead_ms / 1000:.1f} s ahead of its peers'"
         for name, ahead_ms in cluster.founded.clocks.ahead_ms().items()
     ]
+    reasons += [
+        f"the replica of {_name_of(group)} at {name} differs from the others, and is made anew"
+        for name, groups in cluster.founded.comparison.distrusted().items()
+        for group in sorted(groups)
+    ]
     return HealthStatus(
         is_healthy=not reasons,
         failed_nodes_count=status.membership.failed_nodes,
         reasons=reasons,
         can_serve=cluster.has_replicas and status.membership.has_quorum,
     )
+
+
+def _name_of(group: GroupId) -> str:
+    return "the meta group" if group == META_GROUP else f"partition {group - 1}"
 
 
 def readiness_of(cluster: Observed) -> ReadyStatus:

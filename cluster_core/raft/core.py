@@ -155,6 +155,7 @@ class Raft:
         "_transfer_elapsed",
         "_votes",
         "commit_untold",
+        "distrusted",
         "group",
         "leader",
         "replica",
@@ -221,6 +222,8 @@ class Raft:
         self._heartbeat_due = False
         self._restoring: SnapshotOffer | None = None
         """The snapshot that the host is taking in."""
+        self.distrusted = False
+        """See :meth:`distrust`."""
         self._messages: list[Message] = []
         self._messages_after_persist: list[Message] = []
         self._snapshots: list[SnapshotNeeded] = []
@@ -330,7 +333,7 @@ class Raft:
             return Refusal.TOO_MANY_UNCOMMITTED
         return None
 
-    def propose(self, data: bytes) -> tuple[int, int]:
+    def propose(self, data: bytes, kind: int = 0) -> tuple[int, int]:
         """Append ``data`` to the log of a leader: index and term of its entry.
 
         It is executed if the entry applied at that index has that term, and never if another one
@@ -342,7 +345,7 @@ class Raft:
         if reason is not None:
             raise ProposalRefused(reason)
         index = self._log.last_index + 1
-        self._log.append(Entry(self.term, index, data))
+        self._log.append(Entry(self.term, index, data, kind))
         self._append_due = True
         return index, self.term
 
@@ -446,6 +449,18 @@ class Raft:
         if peer.state is not ProgressState.SNAPSHOT:
             peer.become_probe()
 
+    def distrust(self) -> None:
+        """The state machine of this replica is not what the log makes of it, as the host found out
+        by comparison with others. It needs a snapshot, after which the host starts it anew.
+
+        Until then it does not campaign, and keeps its log. It goes on to vote and to acknowledge:
+        both say something of its log alone, and that is what it was.
+        """
+        assert self.role is not Role.LEADER, "it hands over first"
+        self.distrusted = True
+        if self.role is not Role.FOLLOWER:
+            self._become_follower(self.term, NOBODY)
+
     def step_down(self) -> None:
         """Give up the leadership without a new term: our disk fails, or is too slow."""
         if self.role is Role.LEADER:
@@ -477,7 +492,7 @@ class Raft:
         """
         log = self._log
         nothing = log.first_index - 1
-        if self._restoring:
+        if self._restoring or self.distrusted:
             return nothing
         point = min(log.applied, log.persisted, log.last_index - keep_entries)
         if self.role is Role.LEADER:
@@ -515,14 +530,21 @@ class Raft:
         """Whether the snapshot would bring this replica something; after it has stepped ``offer``.
 
         Never one that goes back, and none whose last entry the log has: what follows it there may
-        have been acknowledged.
+        have been acknowledged. But one that is distrusted wants just such a one, to go on from
+        there by its log (:meth:`has_last_of`).
         """
         assert offer.term <= self.term, "an offer is stepped first"
-        return (
-            self.role is not Role.LEADER
-            and self._restoring is None
-            and offer.index > self._log.committed
-            and not self._log.matches(offer.index, offer.last_term)
+        if self.role is Role.LEADER or self._restoring is not None:
+            return False
+        if self.has_last_of(offer):
+            return self.distrusted
+        return offer.index > self._log.committed
+
+    def has_last_of(self, offer: SnapshotOffer) -> bool:
+        """Whether the log has the last entry of the snapshot, or begins right behind it: then all
+        that follows it there is kept."""
+        return offer.index + 1 >= self._log.first_index and self._log.matches(
+            offer.index, offer.last_term
         )
 
     def begin_restore(self, offer: SnapshotOffer) -> bool:
@@ -715,7 +737,7 @@ class Raft:
         """We are a voter, or not known not to be: while our removal may yet be replaced, ours can
         be the only log that a majority of the old configuration would elect (D §4.2.2). Our own
         vote counts by the latest one as any other, so not then."""
-        return any(
+        return not self.distrusted and any(
             configuration.is_voter(self.replica)
             for configuration in self._configurations.undecided(self._log.committed)
         )

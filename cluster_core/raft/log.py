@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Final, Protocol
 
-from cluster_core.wire.messages import Entry
+from cluster_core.wire.messages import CHECKPOINT, Entry
 
 __all__ = ["LogReader", "RaftLog", "entry_bytes"]
 
@@ -297,10 +297,15 @@ class RaftLog:
         return entries
 
     def take_committed(self, bytes_max: int) -> tuple[Entry, ...]:
-        """Committed entries that were never handed out, once, about ``bytes_max`` at a time."""
+        """Committed entries that were never handed out, once, about ``bytes_max`` at a time, and
+        never any behind a checkpoint together with it."""
         if self._handed_committed == self.committed:
             return ()
         entries = self.entries(self._handed_committed + 1, self.committed + 1, bytes_max)
+        for count, entry in enumerate(entries, start=1):
+            if entry.kind == CHECKPOINT:
+                entries = entries[:count]
+                break
         self._handed_committed = entries[-1].index
         return entries
 

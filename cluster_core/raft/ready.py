@@ -33,7 +33,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
        before the log is: one write-ahead log for both does it. To apply an entry of the kind
        CONFIGURATION is to store its data, in the same atomic write as the applied index: decoded,
        it is what the replica starts with again (``Raft(configuration=...)``). It counts since it
-       is in the log, so there is nothing else to do for it.
+       is in the log, so there is nothing else to do for it. One of the kind CHECKPOINT changes
+       nothing, and is the last one of its Ready: so the host may look at the state behind it.
     4. **Serve** ``reads`` once their index is applied; fail ``reads_lost``, which can be tried
        again anywhere.
     5. **Sync**. Writes become durable in the order in which they were written. When those of this

@@ -33,7 +33,7 @@ from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys, mvcc
 from cluster_core.types import META_GROUP, GroupId, Timestamp
 
-__all__ = ["Collection", "Retention", "Sieve", "kept_pairs"]
+__all__ = ["Collection", "KeptSieve", "Retention", "Sieve", "kept_pairs"]
 
 log = logging.getLogger("kotoba.history")
 
@@ -84,19 +84,32 @@ def kept_pairs(engine: Engine, group: GroupId, horizon: Timestamp) -> Iterator[t
     """All pairs of a group that are kept at ``horizon``, in key order, however far its collection
     has come: what two replicas with the same applied index have in common."""
     prefix = keys.group_prefix(group)
-    sieve = Sieve(horizon)
+    keeps = KeptSieve(engine, group, horizon)
     for key, value in engine.scan(DATA, prefix, keys.after(prefix)):
+        if keeps(key, value):
+            yield key, value
+
+
+class KeptSieve:
+    """Tells of all pairs of a group, given in key order, which are kept at ``horizon``. Those of a
+    scan that was opened in the past too, as long as nothing above ``horizon`` is collected."""
+
+    def __init__(self, engine: Engine, group: GroupId, horizon: Timestamp) -> None:
+        self._engine = engine
+        self._group = group
+        self._horizon = horizon
+        self._sieve = Sieve(horizon)
+
+    def __call__(self, key: bytes, value: bytes) -> bool:
         table = key[2:3]
         if table in VERSIONED:
-            kept = sieve.keeps(key, value)
-        elif table == keys.CHANGE:
-            kept = _U64.unpack_from(key, 3)[0] > horizon
-        elif table == keys.VERSION:
-            kept = _keeps_pointer(engine, group, key[3:], value, horizon)
-        else:
-            kept = True
-        if kept:
-            yield key, value
+            return self._sieve.keeps(key, value)
+        if table == keys.CHANGE:
+            timestamp: Timestamp = _U64.unpack_from(key, 3)[0]
+            return timestamp > self._horizon
+        if table == keys.VERSION:
+            return _keeps_pointer(self._engine, self._group, key[3:], value, self._horizon)
+        return True
 
 
 def _keeps_pointer(
@@ -230,7 +243,7 @@ class Retention:
 
     async def _collect(self, replica: Replica) -> None:
         """Everything below the horizon that is applied here now."""
-        if replica.horizon <= self._collected(replica.group):
+        if replica.comparing or replica.horizon <= self._collected(replica.group):
             return
         collection = Collection(self._engine, replica.group, replica.horizon)
         while self._host.replicas.get(replica.group) is replica and replica.failed is None:

@@ -116,6 +116,8 @@ class ReplicationHost:
         self._untold: dict[GroupId, Replica] = {}
         """Groups led here whose followers have not been told of the last commitments."""
         self.on_snapshot_needed: Callable[[Replica, SnapshotNeeded], None] = _ignore
+        self.on_checkpoint: Callable[[Replica, int], None] = lambda replica, index: None
+        """Called with a replica whose state in the engine is that right behind a checkpoint."""
         self._full: frozenset[NodeId] = frozenset()
         self._closed = False
 
@@ -167,6 +169,7 @@ class ReplicationHost:
         assert self.find(replica.group) is replica
         self.replicas.pop(replica.group, None)
         self.joining.pop(replica.group, None)
+        self._withdrawn.pop(replica.group, None)
         self._untold.pop(replica.group, None)
         self._retire(replica)
         replica.members = {}  # it says nothing any more
@@ -182,18 +185,22 @@ class ReplicationHost:
     # A replica that a snapshot replaces.
 
     def withdraw(self, replica: Replica) -> None:
-        """Nothing is served by ``replica`` any more, and nothing is applied to it; its Raft, which
-        restores, goes on to answer heartbeats and votes. :meth:`renew` follows."""
+        """Nothing is served by ``replica`` any more; its Raft goes on. :meth:`renew` follows, or
+        :meth:`discard`."""
         assert self.find(replica.group) is replica
         self.replicas.pop(replica.group, None)
         self.joining.pop(replica.group, None)
         self._withdrawn[replica.group] = replica
         replica.close(NoLeader("this replica is being replaced by a snapshot; ask again"))
 
-    def renew(self, replica: Replica, configuration: Configuration) -> None:
-        """A snapshot has replaced ``replica``, durably: another one goes on with its Raft."""
+    def discard(self, replica: Replica) -> None:
+        """Nothing comes of a withdrawn replica and its Raft any more."""
         del self._withdrawn[replica.group]
         self._retire(replica)
+
+    def renew(self, replica: Replica, configuration: Configuration) -> None:
+        """A snapshot has replaced ``replica``, durably: another one goes on with its Raft."""
+        self.discard(replica)
         renewed = self._replica(
             replica.group, replica.id, replica.members, replica.founding, before=replica
         )
@@ -376,6 +383,9 @@ class ReplicationHost:
     def _finish(self, replica: Replica, ready: Ready) -> None:
         """After the write: whoever waited for it, and what is due next."""
         replica.written()
+        if replica.checkpoint:
+            self.on_checkpoint(replica, replica.checkpoint)
+            replica.checkpoint = 0
         for need in ready.snapshots:
             self.on_snapshot_needed(replica, need)
         replica.finish_turn(ready)

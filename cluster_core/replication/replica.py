@@ -32,7 +32,7 @@ from cluster_core.replication.intents import IntentIndex, decode_intent
 from cluster_core.replication.log_store import LogStore
 from cluster_core.storage import keys
 from cluster_core.types import GroupId, NodeId, ReplicaId, Timestamp
-from cluster_core.wire.messages import CONFIGURATION, Entry
+from cluster_core.wire.messages import CHECKPOINT, CONFIGURATION, Entry
 
 __all__ = ["Replica", "Room"]
 
@@ -104,6 +104,12 @@ class Replica:
         self.failed: KotobaError | None = None
         """Set once the node's disk failed, it stops, or a snapshot takes this replica's place."""
         self.room: Room = "enough"
+        self.checkpoint = 0
+        """Of an entry of that kind that is the last one in the batch of this flush, else 0."""
+        self.comparing = False
+        """Its state at a checkpoint is being read: nothing below it is collected."""
+        self.shunned: frozenset[NodeId] = frozenset()
+        """The nodes whose replica of this group differed, and may not lead."""
         self._role_waiters: list[asyncio.Future[None]] = []
         self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._level_since: dict[ReplicaId, float] = {}
@@ -386,6 +392,8 @@ class Replica:
             self.applied = entry.index
             if entry.kind == CONFIGURATION:
                 self._apply_configuration(batch, entry.data)
+            elif entry.kind == CHECKPOINT:
+                self.checkpoint = entry.index
             elif entry.data:
                 command = decode_command(entry.data)
                 self._apply_command(batch, command)

@@ -77,6 +77,10 @@ RESIDENT: Final = b"R"
 """Raft family: the id of the replica that is here, and of the last one that was removed,
 ``group · R``. Not replicated."""
 
+DISTRUSTED: Final = b"Q"
+"""Raft family: the checkpoint at which this replica differed from the others, ``group · Q``, until
+it is replaced. Not replicated."""
+
 NODE_SCOPE: Final = b"\xff\xff"
 """Raft family: what belongs to the node and to no group (store id, founding, clock ceiling)."""
 
@@ -228,3 +232,7 @@ def staged_chunk(group: GroupId, number: int) -> bytes:
 
 def resident(group: GroupId) -> bytes:
     return _GROUP(group) + RESIDENT
+
+
+def distrusted(group: GroupId) -> bytes:
+    return _GROUP(group) + DISTRUSTED

@@ -16,11 +16,15 @@ from cluster_core.types import GroupId, ReplicaId
 CONFIGURATION: Final = 1
 """Kind of an entry whose data is a configuration of the group (``raft/membership.py``)."""
 
+CHECKPOINT: Final = 2
+"""Kind of an entry that changes nothing: replicas compare their state as it is right behind it."""
+
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One entry of a group's log. An empty ``data`` is the entry that a new leader begins with.
 
-    ``kind`` says whose ``data`` is: 0 the state machine's, :data:`CONFIGURATION` Raft's own.
+    ``kind`` says whose ``data`` is: 0 the state machine's, :data:`CONFIGURATION` Raft's own, and
+    :data:`CHECKPOINT` nobody's.
     """
 
     term: int

@@ -31,7 +31,7 @@ def assert_found(scenario: Callable[[], None]) -> None:
 
 
 def test_a_replacement_without_its_mark_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unmarked(self: Staging, prefix: bytes) -> None:
+    def unmarked(self: Staging, prefix: bytes, keeps_log: bool) -> None:
         batch: Batch = self._engine.batch()
         batch.delete_range(DATA, prefix, keys.after(prefix))
         self._write(batch)

@@ -32,7 +32,7 @@ SIM_CONFIG: Final = ClusterConfig(
     partition_count=4,
     raft=RaftConfig(log_keep_entries=8, log_entries_max=60),
     membership=MembershipConfig(),
-    replication=ReplicationConfig(snapshot_chunk_bytes=4_000),
+    replication=ReplicationConfig(snapshot_chunk_bytes=4_000, full_sync_interval_ms=3_000),
 )
 """Few partitions: what goes wrong with 64 goes wrong with 4, sixteen times faster."""
 

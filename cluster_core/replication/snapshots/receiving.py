@@ -160,7 +160,7 @@ class Receiver:
         replica = self._replica_of(header)
         replica.raft.step(header.offer)
         self._host.mark(replica)
-        if replica.raft.commit >= header.offer.index:
+        if replica.raft.commit >= header.offer.index and not replica.raft.distrusted:
             await self._host.synced()
             return Position(0, installed=True)
         if header.offer.term < replica.raft.term or not replica.raft.wants(header.offer):
@@ -259,15 +259,27 @@ class Receiver:
             self._host.mark(replica)
             await self._host.synced()
             self._host.withdraw(replica)
-            await staging.replace(replica.log)
+            if replica.raft.distrusted:
+                await self._rebuild(replica, staging)
+            else:
+                await staging.replace(replica.log)
+                self._host.renew(replica, decode_configuration(staging.manifest.configuration))
             del self._transfers[replica.group]
-            self._host.renew(replica, decode_configuration(staging.manifest.configuration))
             self._note_installed(staging)
+
+    async def _rebuild(self, replica: Replica, staging: Staging) -> None:
+        """Of a distrusted replica all is made anew from the disk, as by a restart: its log, which
+        nobody doubts, and the state of the snapshot, behind which it goes on by that log."""
+        keeps_log = replica.raft.has_last_of(staging.manifest.offer)
+        await staging.replace(replica.log, keeps_log=keeps_log)
+        self._host.discard(replica)
+        self._open_replica(replica.group)
 
     async def _resume(self, transfer: _Transfer) -> None:
         """Go on with a replacement that a crash has interrupted."""
         staging = transfer.staging
-        await staging.replace(LogStore(self._engine, staging.group))
+        log_store = LogStore(self._engine, staging.group)
+        await staging.replace(log_store, keeps_log=staging.manifest.keeps_log)
         del self._transfers[staging.group]
         self._open_replica(staging.group)
         self._note_installed(staging)

@@ -103,11 +103,17 @@ class Sender:
             replica.raft.snapshot_failed(need.target)
             return
         task = asyncio.get_running_loop().create_task(
-            self._bring(replica, need.target, node),
-            name=f"snapshot of {replica.group} for {need.target}",
+            self._bring(replica, need.target, node), name=_task_name(replica, need.target)
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def rebuild(self, replica: Replica, target: ReplicaId) -> None:
+        """Bring a snapshot to a replica that asks for one although it lacks nothing of the log;
+        not a second one while one is under way."""
+        name = _task_name(replica, target)
+        if not any(task.get_name() == name for task in self._tasks):
+            self.needed(replica, SnapshotNeeded(target, 0))
 
     async def _bring(self, replica: Replica, target: ReplicaId, node: NodeId) -> None:
         arrived = 0
@@ -210,6 +216,10 @@ class _Outgoing:
         raft = self._replica.raft
         if not raft.is_leader or raft.term != self.header.offer.term:
             raise NotLeading
+
+
+def _task_name(replica: Replica, target: ReplicaId) -> str:
+    return f"snapshot of {replica.group} for {target}"
 
 
 def _chunks(frozen: Scan, bytes_max: int) -> Iterator[bytes]:

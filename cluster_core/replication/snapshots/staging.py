@@ -37,12 +37,14 @@ Synced = Callable[[], Awaitable[None]]
 
 
 class Manifest(msgspec.Struct, array_like=True, frozen=True):
-    """Which snapshot is being staged. ``replacing`` is the mark."""
+    """Which snapshot is being staged. ``replacing`` is the mark; with ``keeps_log`` the log has the
+    snapshot's last entry and stays."""
 
     transfer: bytes
     offer: SnapshotOffer
     configuration: bytes
     replacing: bool = False
+    keeps_log: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -110,28 +112,30 @@ class Staging:
             await asyncio.sleep(0)
         return self.next == chunks and of_all.digest() == digest
 
-    async def replace(self, log: LogStore) -> None:
+    async def replace(self, log: LogStore, *, keeps_log: bool = False) -> None:
         """Make the replica that of the snapshot; durable when it returns. See the module.
 
         ``log`` is the replica's; nobody else uses replica or log meanwhile.
         """
         prefix = keys.group_prefix(self.group)
-        self._begin_replacing(prefix)
+        self._begin_replacing(prefix, keeps_log)
         for number in range(self.next):
             batch = self._engine.batch()
             self._put_chunk(batch, number, prefix)
             self._write(batch)
             await self._synced()
         batch = self._engine.batch()
-        log.replace(batch, self.manifest.offer.index, self.manifest.offer.last_term)
-        batch.delete(RAFT, keys.collected(self.group))  # of the old state
+        if not keeps_log:
+            log.replace(batch, self.manifest.offer.index, self.manifest.offer.last_term)
+        batch.delete(RAFT, keys.collected(self.group))  # these two were said of the old state
+        batch.delete(RAFT, keys.distrusted(self.group))
         self._clear(batch)
         self._write(batch)
         await self._synced()
 
-    def _begin_replacing(self, prefix: bytes) -> None:
+    def _begin_replacing(self, prefix: bytes, keeps_log: bool) -> None:
         """The mark, and with it the end of the old state."""
-        self.manifest = msgspec.structs.replace(self.manifest, replacing=True)
+        self.manifest = msgspec.structs.replace(self.manifest, replacing=True, keeps_log=keeps_log)
         batch = self._engine.batch()
         batch.put(RAFT, keys.staged_transfer(self.group), _encode(self.manifest))
         batch.delete_range(DATA, prefix, keys.after(prefix))

@@ -8,6 +8,7 @@ from cluster_core.config import RaftConfig
 from cluster_core.raft import ProposalRefused, Raft, Refusal, Role
 from cluster_core.raft.log import entry_bytes
 from cluster_core.wire.messages import (
+    CHECKPOINT,
     Append,
     AppendReply,
     Commit,
@@ -509,3 +510,20 @@ class TestCrash:
         image.state = [Entry(1, 1)]
         with pytest.raises(AssertionError):
             Group(images={1: image})
+
+
+def test_a_checkpoint_is_the_last_entry_that_is_applied_at_once() -> None:
+    """So the host may look at the state machine as it is right behind it."""
+    group = Group([1])
+    raft = group.elect(1)
+    for data, kind in ((b"a", 0), (b"compare", CHECKPOINT), (b"b", 0), (b"c", 0)):
+        raft.propose(data, kind)
+    handed = []
+    while raft.has_ready():
+        ready = raft.ready()
+        if ready.entries:
+            raft.persisted(ready.entries[-1].index, ready.entries[-1].term)
+        if ready.committed:
+            handed.append([entry.data for entry in ready.committed])
+            raft.applied_to(ready.committed[-1].index)
+    assert handed == [[b"a", b"compare"], [b"b", b"c"]]

@@ -432,3 +432,66 @@ class TestTheReceiver:
         group.tick(3)
         assert group[4].applied == group[1].applied
         assert group.raft(4).configuration == raft.configuration
+
+
+class TestAReplicaThatIsDistrusted:
+    """Its state machine differs from the others'; its log is what it was."""
+
+    def distrusted(self) -> tuple[Group, Raft]:
+        group = Group(images={1: log_of([1, 1, 1, 1])})
+        raft = group.raft(1)
+        raft.distrust()
+        return group, raft
+
+    def offer(self, index: int, last_term: int) -> SnapshotOffer:
+        return SnapshotOffer(GROUP, 2, 1, 9, index, last_term)
+
+    def test_it_does_not_campaign(self) -> None:
+        _, raft = self.distrusted()
+        for _ in range(4 * CONFIG.election_ticks):
+            raft.tick()
+        raft.campaign()
+        raft.step(TimeoutNow(GROUP, 2, 1, 1))
+        assert raft.role is Role.FOLLOWER
+
+    def test_it_votes_and_acknowledges_by_its_log(self) -> None:
+        group, raft = self.distrusted()
+        raft.step(Vote(GROUP, 3, 1, 9, 9, 9))
+        group.work()
+        assert group.take() == [VoteReply(GROUP, 1, 3, 9, True)]
+        raft.step(Append(GROUP, 3, 1, 9, 4, 1, 4, (Entry(9, 5, b"x"),)))
+        group.work()
+        assert group.take() == [AppendReply(GROUP, 1, 3, 9, 5)]
+
+    def test_it_wants_a_snapshot_that_its_log_goes_on_from(self) -> None:
+        _, raft = self.distrusted()
+        offer = self.offer(2, 1)
+        raft.step(offer)
+        assert raft.wants(offer)
+        assert raft.has_last_of(offer)
+        assert raft.begin_restore(offer)
+
+    def test_it_wants_one_that_is_ahead_of_its_log(self) -> None:
+        _, raft = self.distrusted()
+        offer = self.offer(7, 2)
+        raft.step(offer)
+        assert raft.wants(offer)
+        assert not raft.has_last_of(offer)
+
+    def test_it_wants_none_that_its_log_does_not_lead_on_from(self) -> None:
+        group = Group(images={1: log_of([1, 1, 1, 1])})
+        group[1].raft.step(Append(GROUP, 2, 1, 2, 4, 1, 4, ()))
+        group.work()
+        assert group[1].truncate() == 4
+        raft = group.raft(1)
+        raft.distrust()
+        assert not raft.wants(SnapshotOffer(GROUP, 2, 1, 2, 2, 1))
+        assert raft.wants(SnapshotOffer(GROUP, 2, 1, 2, 4, 1))
+
+    def test_it_keeps_its_log(self) -> None:
+        group = Group()
+        group.elect(1)
+        write(group, b"a", b"b")
+        assert group.raft(2).truncation_point(0) == 3
+        group.raft(2).distrust()
+        assert group.raft(2).truncation_point(0) == 0

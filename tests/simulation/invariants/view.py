@@ -12,7 +12,7 @@ from cluster_core.raft import Configuration, decode_configuration
 from cluster_core.replication.command import Command, decode_command
 from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
-from cluster_core.types import GroupId, ReplicaId, Timestamp
+from cluster_core.types import GroupId, Timestamp
 from cluster_core.wire.messages import CONFIGURATION
 from tests.simulation.world import SimNode, World
 
@@ -26,8 +26,8 @@ __all__ = [
     "term_of",
 ]
 
-Life = tuple[str, int, GroupId, ReplicaId]
-"""One replica of one process: node, incarnation, group, replica id."""
+Life = tuple[str, int, GroupId, Replica]
+"""One replica of one process, until a snapshot replaces it: node, incarnation, group, replica."""
 
 _HEAD_BYTES = 8
 
@@ -55,7 +55,7 @@ class ReplicaView:
 
     @property
     def life(self) -> Life:
-        return (self.node, self.incarnation, self.group, self.replica.id)
+        return (self.node, self.incarnation, self.group, self.replica)
 
     @property
     def term(self) -> int:

@@ -49,6 +49,7 @@ class FakeRaft:
 
     term: int = 5
     commit: int = 0
+    distrusted: bool = False
     stepped: list[SnapshotOffer] = field(default_factory=list)
 
     def step(self, offer: SnapshotOffer) -> None:

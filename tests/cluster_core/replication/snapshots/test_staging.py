@@ -170,6 +170,19 @@ def test_what_the_disk_has_changed_is_noticed(number: int) -> None:
     assert not verify(staging, 3, digest())
 
 
+def test_a_log_that_goes_on_from_the_snapshot_may_stay() -> None:
+    node = Node()
+    batch = node.engine.batch()
+    batch.put(RAFT, keys.distrusted(GROUP), b"mark")
+    node.engine.write(batch)
+    staging = node.staging()
+    stage(staging)
+    asyncio.run(staging.replace(node.log(), keeps_log=True))
+    assert node.data() == NEW | FOREIGN
+    assert (node.log().first_index(), node.log().last_index()) == (1, 2)
+    assert node.engine.get(RAFT, keys.distrusted(GROUP)) is None
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("writes", range(6))
 def test_a_crash_at_any_write_leaves_the_old_one_or_the_new_one(writes: int, seed: int) -> None:
