@@ -108,6 +108,8 @@ class ReplicaStatus(msgspec.Struct, kw_only=True):
     """voter, learner or leaving: what the partition table wants of it."""
     match_index: int | None = None
     """Known at the leader only."""
+    state: Literal["ok", "diverged"] = "ok"
+    """diverged: it differs from the others, serves nothing, and is being made anew."""
 
 
 class PartitionStatus(msgspec.Struct, kw_only=True):

@@ -112,6 +112,14 @@ class Replica(AnswerModel):
         Field(description="voter, learner, or leaving while the partition moves away from there"),
     ]
     match_index: Annotated[int | None, Field(description="Known at the leader only.")]
+    state: Annotated[
+        str,
+        Field(
+            description="ok, or diverged: it differs from the others, serves nothing, and is "
+            "being made anew",
+            examples=["ok"],
+        ),
+    ]
 
 
 class Partition(AnswerModel):

@@ -304,6 +304,7 @@ def partition_status(node: ClusterNode, partition: int) -> PartitionStatus:
     if table is None:
         raise NotFound(f"there is no partition {partition}")
     replica = node.host.replicas.get(group_of(partition))
+    diverged = node.comparison.at(group_of(partition))
     leads = replica is not None and replica.is_leader
     return PartitionStatus(
         partition=partition,
@@ -317,6 +318,7 @@ def partition_status(node: ClusterNode, partition: int) -> PartitionStatus:
                 replica_id=other,
                 role=_role_of(table, other),
                 match_index=replica.raft.match_index(other) if leads and replica else None,
+                state="diverged" if name in diverged else "ok",
             )
             for other, name in table.members.items()
         ],

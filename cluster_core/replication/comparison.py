@@ -166,6 +166,10 @@ class Comparison:
         """The groups of each node whose replica differs, as far as this node knows."""
         return {node: groups for node, groups in sorted(self._known.items()) if groups}
 
+    def at(self, group: GroupId) -> frozenset[NodeId]:
+        """The nodes whose replica of ``group`` differs, as far as this node knows."""
+        return frozenset(node for node, groups in self._known.items() if group in groups)
+
     def _look(self) -> None:
         if self._host.storage_error is not None:
             return
@@ -407,6 +411,4 @@ class Comparison:
             self._publish("ReplicaDiverged" if group in groups else "ReplicaRebuilt", node, group)
             replica = self._host.replicas.get(group)
             if replica is not None:
-                replica.shunned = frozenset(
-                    other for other, theirs in self._known.items() if group in theirs
-                )
+                replica.shunned = self.at(group)
