@@ -25,6 +25,9 @@ client_app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 
+indexes_app = typer.Typer(help="List, declare and drop property indexes.")
+client_app.add_typer(indexes_app, name="indexes")
+
 
 def server() -> None:
     """The entry point of ``kotoba-cluster``."""
@@ -300,6 +303,51 @@ def _members(
     from app.commands.client import members
 
     members(context.obj, as_json=as_json)
+
+
+_LABEL = Annotated[str, typer.Argument(help="A label of nodes or edges.", metavar="LABEL")]
+_PROPERTY = Annotated[str, typer.Argument(help="The property.", metavar="PROPERTY")]
+
+
+@indexes_app.command("list")
+def _indexes_list(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help=_AS_JSON)] = False,
+) -> None:
+    """The declared indexes, and how far they are."""
+    from app.commands.indexes import show
+
+    show(context.obj, as_json=as_json)
+
+
+@indexes_app.command("add")
+def _indexes_add(
+    context: typer.Context,
+    label: _LABEL,
+    name: _PROPERTY,
+    wait_s: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Wait until queries use it, for so long at most.", metavar="SECONDS"
+        ),
+    ] = 0.0,
+) -> None:
+    """Declare an index; it is built while writes go on.
+
+    \b
+      kotoba indexes add Person name
+    """
+    from app.commands.indexes import add
+
+    add(context.obj, label, name, wait_s=wait_s)
+
+
+@indexes_app.command("drop")
+def _indexes_drop(context: typer.Context, label: _LABEL, name: _PROPERTY) -> None:
+    """Drop an index; queries go on without it."""
+    from app.commands.indexes import drop
+
+    drop(context.obj, label, name)
 
 
 @client_app.command("import")

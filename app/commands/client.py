@@ -16,7 +16,18 @@ from rich.console import Console
 from app.commands import CommandFailed
 from app.commands.tables import print_events_line, print_members, print_result, print_status
 
-__all__ = ["events", "members", "op", "problem_line", "query", "read_argument", "status"]
+__all__ = [
+    "console",
+    "events",
+    "members",
+    "op",
+    "print_json",
+    "problem_line",
+    "query",
+    "read_argument",
+    "request",
+    "status",
+]
 
 _PIPE_WIDTH: Final = 1_000_000
 _TIMEOUT_S: Final = 65.0
@@ -25,21 +36,21 @@ _TIMEOUT_S: Final = 65.0
 
 def status(url: str, *, as_json: bool) -> None:
     """Show members, leaders, partitions and health."""
-    answer = _request(url, "GET", "/v1/status")
-    health = _request(url, "GET", "/v1/health", accept=(200, 503))
+    answer = request(url, "GET", "/v1/status")
+    health = request(url, "GET", "/v1/health", accept=(200, 503))
     if as_json:
-        _print_json({**answer, "health": health})
+        print_json({**answer, "health": health})
     else:
-        print_status(_console(), answer, health)
+        print_status(console(), answer, health)
 
 
 def members(url: str, *, as_json: bool) -> None:
     """List the nodes."""
-    answer = _request(url, "GET", "/v1/status")
+    answer = request(url, "GET", "/v1/status")
     if as_json:
-        _print_json({"nodes": answer["membership"]["nodes"]})
+        print_json({"nodes": answer["membership"]["nodes"]})
     else:
-        print_members(_console(), answer)
+        print_members(console(), answer)
 
 
 def query(
@@ -56,11 +67,11 @@ def query(
     body = asked if "query" in asked else {"query": asked}
     given = {"consistency": consistency, "as_of": as_of, "timeout_ms": timeout_ms}
     body |= {name: value for name, value in given.items() if value is not None}
-    answer = _request(url, "POST", "/v1/query", body=body)
+    answer = request(url, "POST", "/v1/query", body=body)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
-        print_result(_console(), answer)
+        print_result(console(), answer)
 
 
 def op(url: str, text: str, *, idempotency_key: str | None, consistency: str | None) -> None:
@@ -72,10 +83,10 @@ def op(url: str, text: str, *, idempotency_key: str | None, consistency: str | N
         path, body = "/v1/operations/batch", {"operations": operation}
     else:
         path, body = "/v1/operations", _require_object(operation)
-    answer = _request(
+    answer = request(
         url, "POST", path, body=body, headers=headers, parameters=parameters, accept=(200, 201, 202)
     )
-    _print_json(answer)
+    print_json(answer)
     if answer.get("failed"):
         raise CommandFailed(f"{answer['failed']} of {len(answer['results'])} operations failed")
 
@@ -92,7 +103,7 @@ async def _follow(url: str, types: str | None, since: str | None, as_json: bool)
     parameters = {"types": types, "since": since}
     given = httpx.QueryParams({k: v for k, v in parameters.items() if v is not None})
     address = f"{url.replace('http', 'ws', 1)}/v1/events" + (f"?{given}" if given else "")
-    console = _console()
+    output = console()
     try:
         async with connect(address, max_size=None, proxy=None) as stream:
             async for message in stream:
@@ -101,7 +112,7 @@ async def _follow(url: str, types: str | None, since: str | None, as_json: bool)
                     continue
                 event = orjson.loads(message)
                 if event.get("type") != "Resolved" or "Resolved" in (types or ""):
-                    print_events_line(console, event)
+                    print_events_line(output, event)
     except InvalidHandshake as error:
         raise CommandFailed(f"{url} refuses the stream: {error}") from None
     except ConnectionClosed as error:
@@ -143,7 +154,7 @@ def _object(text: str) -> dict[str, Any]:
     return _require_object(_parse(text))
 
 
-def _request(
+def request(
     url: str,
     method: str,
     path: str,
@@ -153,6 +164,7 @@ def _request(
     parameters: Mapping[str, str] | None = None,
     accept: tuple[int, ...] = (200,),
 ) -> dict[str, Any]:
+    """The answer, from the leader where it redirects there. Raises CommandFailed with a problem."""
     content = None if body is None else orjson.dumps(body)
     kind = {} if body is None else {"Content-Type": "application/json"}
     try:
@@ -196,11 +208,12 @@ def _unreachable(url: str, error: Exception) -> str:
     return f"cannot reach {url}: {why.lower()}{hint}"
 
 
-def _console() -> Console:
-    console = Console(highlight=False)
-    # Nothing is wrapped for a reader that is a program.
-    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+def console() -> Console:
+    """Where tables go. Nothing is wrapped for a reader that is a program."""
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """For ``--json``."""
     print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
