@@ -61,8 +61,14 @@ DIRECTIONS: list[Direction] = ["out", "in", "both"]
 comparisons: st.SearchStrategy[Where] = st.builds(
     Comparison,
     st.sampled_from(NAMES),
-    st.sampled_from(["eq", "ne", "ge", "lt"]),
+    st.sampled_from(["eq", "ne", "ge", "gt", "le", "lt"]),
     st.sampled_from(VALUES),
+)
+existences = st.builds(
+    Comparison, st.sampled_from(NAMES), st.just("exists"), st.sampled_from([True, False])
+)
+pieces = st.builds(
+    Comparison, st.sampled_from(NAMES), st.just("contains"), st.sampled_from(["x", 1, b"x"])
 )
 prefixes = st.builds(
     Comparison,
@@ -76,7 +82,7 @@ memberships = st.builds(
     st.just("in"),
     st.lists(st.sampled_from([None, 1, 2.5, "x", LONG + "b"]), max_size=3),
 )
-comparisons = st.one_of(comparisons, comparisons, prefixes, memberships)
+comparisons = st.one_of(comparisons, comparisons, prefixes, memberships, existences, pieces)
 conditions = st.one_of(
     st.none(),
     comparisons,
