@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--clients", type=int, default=usual.clients)
     add("--tellers", type=int, default=usual.tellers)
     add("--surveyors", type=int, default=usual.surveyors, help="delete in chunks (hubs.py)")
+    add("--impatient", action="store_true", help="decide at once for silent coordinators")
     add("--only", default="", help="the kinds of faults wanted, with commas: crash,pause")
     return made
 
@@ -53,6 +54,7 @@ def plan_of(options: argparse.Namespace, seed: int) -> Plan:
         tellers=options.tellers,
         surveyors=options.surveyors,
         pace=options.pace,
+        impatient=options.impatient,
         only=tuple(kind for kind in options.only.split(",") if kind),
     )
 

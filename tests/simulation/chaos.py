@@ -42,9 +42,11 @@ class Chaos:
             self._pause,
             self._pause,
             self._isolate,
+            self._strand,
             self._cut_one_way,
             self._cut_one_way,
             self._lose_frames,
+            self._mute,
             self._stray_frames,
             self._break_streams,
             self._slow_network,
@@ -132,21 +134,32 @@ class Chaos:
             await node.pause(self._some_time(5))
 
     async def _isolate(self) -> None:
-        node = self._some_node()
-        hold = self.random.random() < 0.5
-        others = [other for other in self.world.addresses if other != node.address]
-        ways = [way for other in others for way in ((node.address, other), (other, node.address))]
-        await self._cut(ways, hold)
+        ways = self._ways_of(self._some_node())
+        await self._cut(ways, self._some_time(6), hold=self.random.random() < 0.5)
+
+    async def _strand(self) -> None:
+        """Cut off from all or some for as long as it takes to elect others, and no longer: who
+        asked the old leaders in between is still waiting when they come back."""
+        ways = self._ways_of(self._some_node())
+        some = [ways[at : at + 2] for at in range(0, len(ways), 2) if self.random.random() < 0.8]
+        ways = [way for both in some for way in both] or ways
+        await self._cut(ways, self.random.uniform(0.8, 2.6), hold=False)
 
     async def _cut_one_way(self) -> None:
         source, target = self.random.sample(self.world.addresses, 2)
-        await self._cut([(source, target)], self.random.random() < 0.5)
+        hold = self.random.random() < 0.5
+        await self._cut([(source, target)], self._some_time(6), hold=hold)
 
-    async def _cut(self, ways: list[tuple[str, str]], hold: bool) -> None:
+    def _ways_of(self, node: SimNode) -> list[tuple[str, str]]:
+        """All that leads to a node or away from it."""
+        others = [other for other in self.world.addresses if other != node.address]
+        return [way for other in others for way in ((node.address, other), (other, node.address))]
+
+    async def _cut(self, ways: list[tuple[str, str]], seconds: float, *, hold: bool) -> None:
         network = self.world.network
         for way in ways:
             network.cut(*way, hold=hold)
-        await asyncio.sleep(self._some_time(6))
+        await asyncio.sleep(seconds)
         for way in ways:
             network.heal(*way)
 
@@ -155,6 +168,17 @@ class Chaos:
         faults.frame_loss_rate = faults.call_loss_rate = self.random.uniform(0.01, 0.3)
         await asyncio.sleep(self._some_time(4))
         faults.frame_loss_rate = faults.call_loss_rate = 0.0
+
+    async def _mute(self) -> None:
+        """What a node says as a member of Raft groups is lost until others lead, and what it asks
+        and answers is not: it prepares transactions that nobody will ever have prepared."""
+        node, network = self._some_node(), self.world.network
+        if node.address in network.mute:
+            return
+        self.world.note(f"{node.name}: its Raft messages are lost")
+        network.mute.add(node.address)
+        await asyncio.sleep(self.random.uniform(1.5, 3.5))
+        network.mute.discard(node.address)
 
     async def _stray_frames(self) -> None:
         """Raft messages come late, in another order, and twice."""

@@ -90,6 +90,9 @@ class SimNetwork:
         self.trace = trace
         self._hosts: dict[str, SimTransport] = {}
         self._cuts: dict[tuple[str, str], _Cut] = {}
+        self.mute: set[str] = set()
+        """Addresses of hosts whose Raft messages vanish, and nothing else: a send queue that is
+        full drops them first."""
 
     # Hosts
 
@@ -157,8 +160,9 @@ class SimNetwork:
         delay = self.random.uniform(faults.latency_min, faults.latency_max)
         return delay * faults.slow if self._happens(faults.slow_rate) else delay
 
-    def loses_frame(self) -> bool:
-        return self._happens(self.faults.frame_loss_rate)
+    def loses_frame(self, source: str, frame: bytes) -> bool:
+        muted = source in self.mute and frame[1:2] == _RAFT_KIND
+        return muted or self._happens(self.faults.frame_loss_rate)
 
     def strays(self, frame: bytes) -> bool:
         return frame[1:2] == _RAFT_KIND and self._happens(self.faults.stray_rate)
@@ -208,7 +212,8 @@ class _Stream:
         if self.network.breaks_stream():
             self.break_off("broken")
             return
-        frames = [frame for frame in frames if not self.network.loses_frame()]
+        source = self.sender.address
+        frames = [frame for frame in frames if not self.network.loses_frame(source, frame)]
         frames = [frame for frame in frames if not self._strays(frame)]
         if frames:
             self._at_arrival(lambda: self._pass(frames))

@@ -8,6 +8,7 @@ from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from cluster_core.config import ClusterConfig
 from tests.simulation.bank import Bank, Teller
 from tests.simulation.chaos import Chaos
 from tests.simulation.feed_reader import FeedReader
@@ -26,6 +27,10 @@ _RECOVERY_S: Final = 30.0
 """Of virtual time, in which a cluster without faults must be whole again."""
 _TRACE_LINES: Final = 60
 
+_IMPATIENT_MS: Final = 20
+"""Of a coordinator's silence, after which others decide for it: its transactions are recovered
+while it is still at work on them."""
+
 FORGETFUL: Final = replace(
     SIM_CONFIG, replication=replace(SIM_CONFIG.replication, history_retention_ms=3_000)
 )
@@ -43,6 +48,7 @@ class Plan:
     surveyors: int = 0
     chaos: bool = True
     pace: float = 1.0
+    impatient: bool = False
     only: tuple[str, ...] = ()
 
     def command(self, seed: int) -> str:
@@ -53,6 +59,7 @@ class Plan:
             for name in ("nodes", "seconds", "clients", "tellers", "surveyors", "pace")
             if getattr(self, name) != getattr(usual, name)
         ]
+        words += [" --impatient"] if self.impatient else []
         only = f" --only {','.join(self.only)}" if self.only else ""
         return f"python -m tests.simulation --first {seed}{''.join(words)}{only}"
 
@@ -91,13 +98,15 @@ def run(
     surveyors: int = 0,
     chaos: bool = True,
     pace: float = 1.0,
+    impatient: bool = False,
     only: Collection[str] = (),
 ) -> Run:
     """Run ``seed``. Raises an AssertionError that begins with the seed when anything is wrong.
 
     With more ``nodes`` than a partition has replicas, no node has all of them. ``only`` names the
-    kinds of faults that are wanted (``chaos.py``). Every third seed forgets its past soon. With
-    ``surveyors`` a vertex with three edges is deleted in chunks (``hubs.py``).
+    kinds of faults that are wanted (``chaos.py``). Every third seed forgets its past soon; every
+    fifth is ``impatient``, and decides for coordinators that are still at work. With ``surveyors``
+    a vertex with three edges is deleted in chunks (``hubs.py``).
     """
     plan = Plan(
         nodes=nodes,
@@ -107,9 +116,10 @@ def run(
         surveyors=surveyors,
         chaos=chaos,
         pace=pace,
+        impatient=impatient,
         only=tuple(only),
     )
-    config = FORGETFUL if seed % 3 == 2 else SIM_CONFIG
+    config = _config(seed, impatient=impatient)
     if surveyors:
         config = replace(config, limits=HUB_LIMITS)
     banks: list[Bank] = []
@@ -152,6 +162,16 @@ def run(
             f"the end of its trace:\n{tail}"
         ) from error
     return Run(world, history, banks[0], watches[0].chain.changes, hubs)
+
+
+def _config(seed: int, *, impatient: bool) -> ClusterConfig:
+    config = FORGETFUL if seed % 3 == 2 else SIM_CONFIG
+    if not impatient and seed % 5 != 4:
+        return config
+    replication = replace(
+        config.replication, coordinator_silence_ms=_IMPATIENT_MS, sweep_interval_ms=_IMPATIENT_MS
+    )
+    return replace(config, replication=replication)
 
 
 async def _live(

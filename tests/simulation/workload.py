@@ -68,6 +68,11 @@ _CROWD: Final = 6
 _UNSURE = (OutcomeUnknown, Unreachable, StorageFailed, ProcessDied, TimeoutError)
 
 
+_CARELESS: Final = 0.15
+"""Share of the changes that are asked for once, without a key: their outcome is what the first
+attempt says, and only the cluster may try again."""
+
+
 class NotExecuted(Exception):
     """Every attempt said for certain that it did nothing."""
 
@@ -345,22 +350,27 @@ class Client:
 
     async def _write(self, operation: Operation) -> tuple[OperationResult, str]:
         self._requests += 1
-        key = f"{self.name}-{self._requests}"
+        key: str | None = f"{self.name}-{self._requests}"
+        attempts = self.attempts
+        if not isinstance(operation, CreateNode | CreateEdge) and self.random.random() < _CARELESS:
+            key, attempts = None, 1
         return await self._attempt(
             lambda cluster, timeout_ms: cluster.execute_operation(
                 operation, idempotency_key=key, timeout_ms=timeout_ms
-            )
+            ),
+            attempts=attempts,
         )
 
     async def _attempt(
         self,
         request: Callable[[KotobaCluster, int], Coroutine[Any, Any, T]],
         node: SimNode | None = None,
+        attempts: int | None = None,
     ) -> tuple[T, str]:
         """The first answer of up to ``attempts`` tries, with where and when it was given."""
         began = self.world.loop.time()
         unsure = False
-        for attempt in range(self.attempts):
+        for attempt in range(attempts or self.attempts):
             asked = node or self._some_node()
             timeout_ms = self.random.choice(_ATTEMPT_MS)
             try:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,28 @@ engine.close()
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("torn_bytes", [1, 7, 300])
+async def test_a_torn_last_record_is_no_record(
+    engine: RocksEngine, tmp_path: Path, torn_bytes: int
+) -> None:
+    """The power failed while it was written: its batch is not there at all, those before it are."""
+    for number in range(10):
+        batch = engine.batch()
+        batch.put(RAFT, b"%d" % number, b"log" * 100)
+        batch.put(DATA, b"%d" % number, b"data" * 100)
+        engine.write(batch)
+        await engine.sync()
+    shutil.copytree(tmp_path / "store", tmp_path / "torn", ignore=shutil.ignore_patterns("LOCK"))
+    engine.close()
+    log = max((tmp_path / "torn").glob("*.log"), key=lambda path: path.stat().st_size)
+    os.truncate(log, log.stat().st_size - torn_bytes)
+    torn = RocksEngine(tmp_path / "torn")
+    for family in (RAFT, DATA):
+        kept = [key for key, _ in torn.scan(family, b"0", b":")]
+        assert kept == [b"%d" % number for number in range(9)]
+    torn.close()
+
+
 def test_a_disk_that_takes_no_more_loses_nothing_that_was_synced(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DISK_FILLER, str(tmp_path / "store")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
