@@ -7,7 +7,7 @@ READY := .venv/.ready
 SEEDS ?= 1000
 FIRST ?= 0
 
-.PHONY: help demo test lint sim sim-ci soak bench bench-graph clean
+.PHONY: help demo test lint sim sim-ci sim-mutants soak bench bench-graph clean
 
 help:
 	@echo "make demo    three nodes, a real graph, a killed leader: see it work (under 3 minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint    formatting, types, layers"
 	@echo "make sim     whole clusters under virtual time, through all faults: SEEDS=1000 FIRST=0"
 	@echo "make sim-ci  a minute of it with fresh seeds, and every seed that failed once"
+	@echo "make sim-mutants   each rule of safety broken on purpose: who notices, how soon"
 	@echo "make soak    real processes killed, stopped and cut off for a minute each"
 	@echo "make bench   writes/s, reads/s, failover; beside etcd where it is installed"
 	@echo "make bench-graph   100,000 vertices and 500,000 edges: loading, traversals, look-ups"
@@ -46,6 +47,9 @@ sim: $(READY)
 
 sim-ci: $(READY)
 	@$(BIN)/python -m tests.simulation --regressions --surveyors 1 --nodes 3 5 --first now --for 60
+
+sim-mutants: $(READY)
+	@$(BIN)/python -m tests.simulation.mutants
 
 soak: $(READY)
 	KOTOBA_SOAK_SECONDS=60 $(BIN)/python -m pytest -s tests/process
