@@ -206,6 +206,7 @@ MUTANTS = [
         area=AREA,
         rule="a receiver takes note of the clock before it reads on",
         scenario=Whole(Plan(seconds=6, only=("crash", "depose_leaders"), pace=0.5)),
+        first=2,
     ),
     Mutant(
         broken=closes_above_undecided_intents,
@@ -219,7 +220,6 @@ MUTANTS = [
         area=AREA,
         rule="closed is what a majority has acknowledged",
         scenario=Whole(Plan(seconds=10, only=("pause",), pace=1.0)),
-        quick=False,
     ),
     Mutant(
         broken=closes_before_it_is_committed,

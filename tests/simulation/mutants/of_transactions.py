@@ -216,6 +216,7 @@ MUTANTS = [
         area=AREA,
         rule="what is read stays locked until the decision",
         scenario=BANK,
+        first=2,
     ),
     Mutant(
         broken=drops_shared_locks,
@@ -239,13 +240,14 @@ MUTANTS = [
         area=AREA,
         rule="intents are state, and survive a restart",
         scenario=Whole(Plan(seconds=6, clients=0, tellers=5, only=("crash",), pace=0.5)),
+        first=2,
     ),
     Mutant(
         broken=commits_before_all_are_prepared,
         area=AREA,
         rule="committed is what every participant has prepared, durably",
-        first=8,
         scenario=MUTED,
+        first=9,
     ),
     Mutant(
         broken=aborts_what_is_prepared,
@@ -280,6 +282,7 @@ MUTANTS = [
         area=AREA,
         rule="an abort takes its dedupe entry away",
         scenario=Whole(Plan(seconds=6, clients=10, tellers=0, only=("mute",), pace=0.5)),
+        quick=False,
     ),
     Mutant(
         broken=waits_in_a_circle,

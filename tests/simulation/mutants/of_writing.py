@@ -146,6 +146,7 @@ MUTANTS = [
         area=AREA,
         rule="an answer that writes nothing is given like a strong read",
         scenario=STRANDED,
+        quick=False,
     ),
     Mutant(
         broken=takes_unknown_for_not_executed,
