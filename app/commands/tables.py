@@ -192,6 +192,8 @@ _EVENT_STYLE: Final = {
     "NodeLeft": "yellow",
     "LeaderElected": "cyan",
     "StorageFull": "red",
+    "ReplicaDiverged": "red",
+    "ReplicaRebuilt": "green",
 }
 
 
