@@ -40,6 +40,10 @@ class _Stage:
     vertices: list[Digest] = field(default_factory=list)
     transactions: list[Transaction] = field(default_factory=list)
     named: int = 0
+    glances: float = 0.3
+    """How often walkers look at a vertex before their next step."""
+    at_work: Digest = b""
+    """The vertex that somebody began to write last."""
 
     def name(self) -> str:
         self.named += 1
@@ -95,13 +99,13 @@ class _Walker(_Person):
             both = len(steps) > 1 and self.random.random() < 0.1
             with contextlib.suppress(NotExecuted):
                 await self._write(steps[:2] if both else [steps[at]])
-            if self.random.random() < 0.3:
+            if self.random.random() < self.stage.glances:
                 await self._glance()
             await asyncio.sleep(think)
 
     async def _glance(self) -> None:
-        """Look at one vertex, maybe somebody else's, before the next step."""
-        digest = self.random.choice(self.stage.vertices)
+        """Look at what somebody else writes just now, before the next step."""
+        digest = self.stage.at_work
         with contextlib.suppress(NotExecuted, Unsure):
             await self.see([digest], _leader(self.world, digest))
 
@@ -118,6 +122,7 @@ class _Walker(_Person):
             timestamp: int = done.timestamp
             return timestamp
 
+        self.stage.at_work = digests[0]
         before = {digest: self._own[digest] for digest in digests}
         call, returned = self.history.position(), True
         try:
@@ -165,6 +170,7 @@ def run_strict(
     seconds: float = 1.0,
     walkers: int = 5,
     lookers: int = 2,
+    glances: float = 0.3,
     faults: NetworkFaults = UNEVEN,
     only: str | None = None,
 ) -> World:
@@ -176,7 +182,7 @@ def run_strict(
     async def scenario(world: World) -> None:
         world.start_all()
         await world.until_ready()
-        stage = _Stage(world)
+        stage = _Stage(world, glances=glances)
         homes = world.nodes
         walking = [_Walker(stage, f"walker{at}", homes[at % nodes]) for at in range(walkers)]
         for walker in walking:

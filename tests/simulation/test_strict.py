@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from cluster_core.replication.holds import Holds, Reader
+from cluster_core.replication.replica import Replica
 from cluster_core.types import Timestamp
 from tests.simulation.strict import run_strict
 
@@ -20,10 +22,10 @@ pytestmark = [
 ]
 
 
-def found_within(seeds: Iterable[int]) -> bool:
+def found_within(seeds: Iterable[int], **how: Any) -> bool:
     for seed in seeds:
         try:
-            run_strict(seed)
+            run_strict(seed, **how)
         except AssertionError as error:
             if "a cycle" not in str(error):
                 raise
@@ -60,3 +62,13 @@ def test_holds_that_end_early_and_unnoticed_are_found(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Holds, "begin", shortly)
     monkeypatch.setattr(Holds, "end", pretend)
     assert found_within(range(20))
+
+
+def test_reads_that_lag_behind_a_snapshot_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a snapshot has seen in flight, a later read of that partition must see as well."""
+
+    def at_once(replica: Replica) -> asyncio.Future[int]:
+        return replica.reached_while_leading(0)
+
+    monkeypatch.setattr(Replica, "read_floor_reached", at_once)
+    assert found_within(range(1, 11), walkers=4, glances=1.0, seconds=2.0)
