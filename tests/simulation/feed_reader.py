@@ -99,13 +99,20 @@ class FeedReader:
         elif isinstance(event, Resolved):
             assert all(seen[0] <= event.timestamp for seen in self._unsure), "resolved too early"
             if self.resolved is None:
-                last = self.begins.pop()[0] if self.begins else 0
-                self.begins.append((last, event.timestamp))
+                self._begin_at(event.timestamp)
             else:
                 assert event.timestamp >= self.resolved, f"{self.name}: Resolved went back"
             self.changes += self._unsure
             self._unsure.clear()
             self.resolved = event.timestamp
+
+    def _begin_at(self, timestamp: Timestamp) -> None:
+        last = self.begins.pop()[0] if self.begins else 0
+        if timestamp >= last:
+            self.begins.append((last, timestamp))
+        else:  # this node knows less than the one before: what lies between comes again
+            self.changes = [seen for seen in self.changes if seen[0] <= timestamp]
+            self.begins = [(begin, min(end, timestamp)) for begin, end in self.begins]
 
     def _give_up(self) -> None:
         if self.resolved is not None:
