@@ -107,11 +107,11 @@ def test_a_replica_moves_and_nothing_of_it_stays_behind() -> None:
 def test_who_comes_back_is_another_replica() -> None:
     async def scenario(world: World, watch: Watch) -> None:
         source, target = insiders(world)[1], outsiders(world)[0]
-        for there, back in ((source, target), (target, source)):
-            nodes = {node.name for node in insiders(world)} - {there.name} | {back.name}
-            await move(world.nodes[2], there, back)
+        for old, new in ((source, target), (target, source), (source, target)):
+            nodes = {node.name for node in insiders(world)} - {old.name} | {new.name}
+            await move(world.nodes[2], old, new)
             await until_settled(world, watch, nodes)
-        assert source.cluster.node.host.replicas[GROUP].id == 5
+        assert target.cluster.node.host.replicas[GROUP].id == 6
         for node in world.nodes:
             assert await count(node) == VERTICES
 
