@@ -441,12 +441,12 @@ class SnapshotRounds:
             return
         if answer.version != question.known:
             answer = msgspec.structs.replace(answer, table=self._table)
-        self._mesh.reply(peer, request_id, _encode(answer))
+        self._mesh.reply_at_once(peer, request_id, _encode(answer))
 
     def _serve_release(self, peer: NodeId, request_id: int, body: bytes) -> None:
         release = _decode_release(body)
         stood = self._release_here((peer, release.number), release.version)
-        self._mesh.reply(peer, request_id, YES if stood else NO)
+        self._mesh.reply_at_once(peer, request_id, YES if stood else NO)
 
     def _answer_here(self, reader: Reader, timestamp: Timestamp, hold_s: float) -> _Answer | None:
         """In one turn. None when a restart of this node would forget the promise."""

@@ -120,11 +120,7 @@ class Mesh:
 
     def send_messages(self, peer: NodeId, messages: list[Message]) -> None:
         """Raft messages leave at once, and with them all that was gathered for ``peer``."""
-        gathered = self._gathered.pop(peer, None)
-        if gathered:
-            for frame in gathered:
-                self._transport.send(peer, frame)
-        self._transport.send(peer, _encode((RAFT, 0, self._clock.latest, messages)))
+        self._send_now(peer, _encode((RAFT, 0, self._clock.latest, messages)))
 
     async def request(self, peer: NodeId, method: str, body: bytes, *, timeout: float) -> bytes:
         """Ask ``peer``. Raises the error it answers with, NoLeader when there is no connection (so
@@ -145,10 +141,11 @@ class Mesh:
     def ask(
         self, peer: NodeId, method: str, body: bytes, *, timeout: float
     ) -> asyncio.Future[bytes]:
-        """As :meth:`request`, without a coroutine: the frame is made now."""
+        """As :meth:`request`, without a coroutine, and without waiting for others to leave with."""
         request_id, answer = self.expect(peer, timeout=timeout)
         if peer in self._up:
-            self._send(peer, REQUEST, request_id, Request(method, body))
+            clock = self._clock.latest
+            self._send_now(peer, _encode((REQUEST, request_id, clock, Request(method, body))))
         else:
             self.forget(request_id)
             answer.set_exception(NoLeader(f"there is no connection to {peer}"))
@@ -188,6 +185,11 @@ class Mesh:
         if request_id == NO_ANSWER:
             return
         self._send(peer, REPLY, request_id, body)
+
+    def reply_at_once(self, peer: NodeId, request_id: int, body: bytes) -> None:
+        """As :meth:`reply`, without waiting for others to leave with."""
+        if request_id != NO_ANSWER:
+            self._send_now(peer, _encode((REPLY, request_id, self._clock.latest, body)))
 
     def reply_error(self, peer: NodeId, request_id: int, error: KotobaError) -> None:
         if request_id == NO_ANSWER:
@@ -244,6 +246,11 @@ class Mesh:
         if not self._gathered:
             self.pace.soon(self._send_gathered)
         self._gathered.setdefault(peer, []).append(frame)
+
+    def _send_now(self, peer: NodeId, frame: bytes) -> None:
+        for gathered in self._gathered.pop(peer, ()):
+            self._transport.send(peer, gathered)
+        self._transport.send(peer, frame)
 
     def _send_gathered(self) -> None:
         gathered, self._gathered = self._gathered, {}

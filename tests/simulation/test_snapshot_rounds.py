@@ -114,7 +114,8 @@ def test_a_snapshot_whose_leader_changed_meanwhile_does_not_stand() -> None:
                 assert cluster.node.host.transfer(replica, other.name)
 
             await node.ask(hand_over)
-            await world.until(lambda: leading(world, 1)[0] is other, 5, "transferred", every=0.01)
+            taking = other.cluster.node.host.replicas[1]
+            await world.until(lambda: taking.evaluation is not None, 5, "taken over", every=0.01)
 
         async def nothing() -> None:
             pass
