@@ -190,7 +190,7 @@ def run_strict(
         looking = [_Looker(stage, f"looker{at}", homes[-1 - at % nodes]) for at in range(lookers)]
         until = world.loop.time() + seconds
         work = [one.run(until) for one in (*walking, *looking)]
-        trouble = None if only is None else Chaos(world, pace=0.5, only=only)
+        trouble = None if only is None else Chaos(world, pace=0.5, only=(only,))
         if trouble is not None:
             work.append(trouble.run(until))
         await asyncio.gather(*work)
