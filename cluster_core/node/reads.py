@@ -216,18 +216,16 @@ class Reads:
             async with _before(deadline):
                 await replica.read_barrier()
                 await replica.read_floor_reached()
-                timestamp = replica.applied_timestamp
+                timestamp, index = replica.applied_timestamp, replica.applied
                 await replica.holds.passed(timestamp)
-            return ReadPoint(timestamp)
+            return ReadPoint(timestamp, {group - 1: index})
         moment = (await self._shared(node, group, deadline)).get(group)
         if moment is None:
             raise NoLeader(f"{node} does not lead partition {group - 1} any more")
-        if replica is None:
-            return ReadPoint(moment.timestamp, {group - 1: moment.index})
-        if replica.applied < moment.index:
+        if replica is not None and replica.applied < moment.index:
             async with _before(deadline):
                 await replica.reached(moment.index)
-        return ReadPoint(moment.timestamp)
+        return ReadPoint(moment.timestamp, {group - 1: moment.index})
 
     async def _shared(
         self, node: NodeId, group: GroupId, deadline: float

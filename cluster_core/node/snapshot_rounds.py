@@ -379,17 +379,15 @@ class SnapshotRounds:
         return known[1] if known is not None and known[0] == version else None
 
     def _point(self, round_: _Round, verdict: _Verdict) -> ReadPoint:
-        """With the indexes that replicas here lack still, and those of groups without one."""
+        """With the indexes of all: also a replica that has applied its own by now may be replaced
+        by one that has not, before the query comes to it."""
         replicas = self._host.replicas
         answers = {node: answer.indexes for node, answer in round_.answers.items()}
         applied: dict[int, int] = {}
         for group, node, place in verdict:
             index = answers[node][place]
-            replica = replicas.get(group)
-            if replica is None:
+            if group not in replicas:
                 self._router.learn(group, node)
-            elif replica.applied >= index:
-                continue
             applied[group - 1] = index
         return ReadPoint(round_.timestamp, applied)
 

@@ -17,7 +17,7 @@ __all__ = ["QueryHost", "ReadAgain", "ReadPoint"]
 class ReadPoint(msgspec.Struct, frozen=True, array_like=True):
     """The snapshot that a query reads: the same on every node that works for it.
 
-    ``applied`` holds, for partitions where it matters, the log index that a replica must have
+    ``applied`` holds, for partitions that are read strongly, the log index that a replica must have
     applied before it may serve ``timestamp``. ``skip_intents`` is set by ``eventual`` reads, which
     take what is there.
     """
