@@ -25,6 +25,7 @@ from typing import Final
 from weakref import WeakSet
 
 from rocksdict import (
+    BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
     ColumnFamily,
@@ -569,6 +570,11 @@ def _family_options(cache: Cache, write_buffer_bytes: int) -> Options:
     blocks.set_block_cache(cache)
     blocks.set_bloom_filter(10, False)
     blocks.set_format_version(5)
+    # In pieces of 4 KiB: the filter of a whole file takes a megabyte, and the cache has 64 shards of
+    # two. Reads of a graph with a million edges took 100 us instead of 5, for they loaded it anew.
+    blocks.set_index_type(BlockBasedIndexType.two_level_index_search())
+    blocks.set_partition_filters(True)
+    blocks.set_pin_top_level_index_and_filter(True)
     blocks.set_cache_index_and_filter_blocks(True)
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
     options = Options(raw_mode=True)
