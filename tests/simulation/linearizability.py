@@ -167,7 +167,10 @@ class _Search(Generic[State]):
                 if self.steps > self.steps_max:
                     return "undecided"
                 after = self.model.step(state, operation.action, operation.output)
-                if after is not REJECTED:
+                # One of unknown outcome that would change nothing may as well not have happened: to
+                # try both would double the search for each.
+                idle = operation.returned is None and after == state
+                if after is not REJECTED and not idle:
                     mark = (done | 1 << index, after)
                     if mark not in tried:
                         tried.add(mark)

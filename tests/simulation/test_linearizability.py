@@ -310,6 +310,17 @@ def test_a_search_beyond_its_bound_is_undecided() -> None:
     assert result.steps > 20_000
 
 
+def test_reads_of_unknown_outcome_do_not_widen_the_search() -> None:
+    write = Operation(client="w", key=0, action=Write(1), output=UNKNOWN, call=0, returned=None)
+    lost = [
+        Operation(client=f"c{n}", key=0, action=Read(), output=UNKNOWN, call=n, returned=None)
+        for n in range(1, 30)
+    ]
+    last = Operation(client="r", key=0, action=Read(), output=(None, 0), call=90, returned=91)
+    result = check([write, *lost, last], RegisterModel(), steps_max=1_000)
+    assert result.ok, result.report
+
+
 class AtomicRegister:
     """A real register; an operation on it takes effect the moment it is applied."""
 
