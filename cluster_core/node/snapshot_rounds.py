@@ -72,7 +72,8 @@ PATIENCE_S: Final = 1.0
 MARGIN: Final = 1 << COUNTER_BITS - 4
 """T is so much above what this node has seen: the timestamps that others give until they are
 asked, at some thousands in a millisecond. A small part of one, so that many reads never drive the
-cluster's clock away from wall time."""
+cluster's clock away from wall time. Doubled by each refusal, but only up to ``LEAD_MAX`` ahead of
+wall time: every question raises the clocks that the next one has to pass."""
 
 LEAD_STEP: Final = 1 << COUNTER_BITS - 2
 LEAD_MAX: Final = 500 << COUNTER_BITS
@@ -269,13 +270,16 @@ class SnapshotRounds:
                 reader.snapshot.set_exception(error)
 
     async def _snapshot(self) -> Snapshot:
-        margin = MARGIN << min(self._refusals, COUNTER_BITS)
-        timestamp = self._clock.beyond(margin, self._lead)
+        timestamp = self._clock.beyond(self._margin(), self._lead)
         round_, verdict = await self._ask(timestamp, self._hold_s)
         self._refusals = 0
         self._lead -= self._lead >> 3
         self._hold_s = max(HOLD_S, 0.9 * self._hold_s)
         return Snapshot(self._point(round_, verdict), self._release(round_))
+
+    def _margin(self) -> int:
+        room = LEAD_MAX - self._clock.ahead(self._clock.latest)
+        return max(MARGIN, min(MARGIN << min(self._refusals, COUNTER_BITS), room))
 
     def _take_higher(self, clock: Timestamp) -> None:
         self._refusals += 1

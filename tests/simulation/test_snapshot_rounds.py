@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster_core.cluster import KotobaCluster
+from cluster_core.errors import OutcomeUnknown
 from cluster_core.graph.operations import CreateNode, UpdateNode
+from cluster_core.hlc import wall_of
 from cluster_core.node.snapshot_rounds import SnapshotRounds
 from cluster_core.query.plan import Get
+from cluster_core.replication.holds import Reader
 from cluster_core.replication.replica import Replica
 from tests.simulation.world import SimNode, World, simulate
 
@@ -168,5 +172,33 @@ def test_readers_of_one_moment_share_a_round(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(SnapshotRounds, "_ask", counted)
         assert await world.nodes[0].ask(look) == 1
         assert len(rounds) == 1
+
+    in_a_cluster(scenario)
+
+
+def test_a_reader_that_is_refused_for_ever_leaves_the_clocks_near_wall_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of its questions raises the clocks above which the next one goes."""
+    answer_here = SnapshotRounds._answer_here
+
+    async def scenario(world: World) -> None:
+        reader = world.nodes[0]
+
+        def refuse(rounds: SnapshotRounds, asker: Reader, timestamp: int, hold_s: float) -> Any:
+            answer = answer_here(rounds, asker, timestamp, hold_s)
+            if rounds is not reader.cluster.node.reads.rounds and answer is not None:
+                return msgspec.structs.replace(answer, clock=timestamp + 1)
+            return answer
+
+        async def look(cluster: KotobaCluster) -> None:
+            deadline = asyncio.get_running_loop().time() + 2
+            with pytest.raises(OutcomeUnknown):
+                await cluster.node.reads.rounds.now(deadline)
+
+        monkeypatch.setattr(SnapshotRounds, "_answer_here", refuse)
+        await reader.ask(look)
+        for node in world.nodes:
+            assert wall_of(node.cluster.node.clock.latest) - node.clock.wall_ms() < 1_000
 
     in_a_cluster(scenario)

@@ -12,7 +12,7 @@ from tests.simulation.invariants.view import ReplicaView
 
 __all__ = ["AHEAD_MS_MAX", "ClockBounds"]
 
-AHEAD_MS_MAX: Final = 120_000
+AHEAD_MS_MAX: Final = 30_000
 """Each restart begins at a ceiling three seconds ahead of what was used: many in a row add up."""
 
 
