@@ -100,7 +100,7 @@ def _ref_of(text: bytes) -> str | None:
 def _check_count(count: int, operations_max: int, what: str = "batch") -> None:
     if count > operations_max:
         detail = f"A {what} may have {operations_max} operations, this has {count}"
-        raise TooLarge(detail, limit=operations_max)
+        raise TooLarge.beyond(f"{what}_operations_max", operations_max, detail)
 
 
 # Repeated keys: pydantic takes the last of them, silently

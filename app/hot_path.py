@@ -114,10 +114,7 @@ class HotPath:
         self._database = database
         self._metrics = metrics
         self._limits = database.config.limits
-        self._operation_bytes_max = min(
-            self._limits.body_bytes_max, 6 * self._limits.entity_bytes_max + (64 << 10)
-        )
-        self._query_bytes_max = min(self._limits.body_bytes_max, QUERY_BYTES_MAX)
+        self._operation_bytes_max = 6 * self._limits.entity_bytes_max + (64 << 10)
         self._forward_default = forward_default
         operation = self._bare(OPERATIONS_PATH, "POST", self._operation)
         batch = self._bare(BATCH_PATH, "POST", self._batch)
@@ -163,11 +160,20 @@ class HotPath:
 
         return handle
 
+    async def _read(
+        self, receive: Receive, headers: Headers, bytes_max: int | None = None
+    ) -> bytes:
+        """The body: ``bytes_max`` at most, and no more than is set for all of them."""
+        setting = self._limits.body_bytes_max
+        if bytes_max is None or bytes_max >= setting:
+            return await read_body(receive, headers, setting, "body_bytes_max")
+        return await read_body(receive, headers, bytes_max)
+
     async def _operation(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)
         media_type_of(headers, _JSON_ONLY)
         parameters = _write_parameters(scope["query_string"])
-        operation = _read_operation(await read_body(receive, headers, self._operation_bytes_max))
+        operation = _read_operation(await self._read(receive, headers, self._operation_bytes_max))
         if b"if-match" in headers:
             operation = _with_version(operation, headers)
         forward = parameters.forward
@@ -193,7 +199,7 @@ class HotPath:
             raise invalid("header.if-match", "a batch has if_version in its operations instead")
         idempotency_key = idempotency_key_of(headers)
         timeout_ms = timeout_of(parameters.timeout_ms, self._limits)
-        body = await read_body(receive, headers, self._limits.body_bytes_max)
+        body = await self._read(receive, headers)
         operations_max = self._limits.batch_operations_max
         if media_type == NDJSON:
             lines = await read_ndjson_batch(body, operations_max)
@@ -226,7 +232,7 @@ class HotPath:
             raise invalid("header.if-match", "a transaction has if_version in its operations")
         idempotency_key = idempotency_key_of(headers)
         timeout_ms = timeout_of(parameters.timeout_ms, self._limits)
-        body = await read_body(receive, headers, self._limits.body_bytes_max)
+        body = await self._read(receive, headers)
         result = await self._database.execute_transaction(
             read_transaction(body, self._limits.transaction_operations_max),
             idempotency_key=idempotency_key,
@@ -260,14 +266,14 @@ class HotPath:
         media_type_of(headers, _JSON_ONLY)
         if scope["query_string"]:
             parameters_of(scope["query_string"], NoParameters)
-        return _read_query(await read_body(receive, headers, self._query_bytes_max))
+        return _read_query(await self._read(receive, headers, QUERY_BYTES_MAX))
 
     async def _index(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)
         media_type_of(headers, _JSON_ONLY)
         if scope["query_string"]:
             parameters_of(scope["query_string"], NoParameters)
-        body = await read_body(receive, headers, INDEX_BYTES_MAX)
+        body = await self._read(receive, headers, INDEX_BYTES_MAX)
         request = _read_index(body)
         index, is_new = await self._database.declare_index(request.label, request.property)
         return json_answer(index_json(index), status=201 if is_new else 200)
@@ -280,7 +286,7 @@ class HotPath:
         partition: str = scope["path_params"]["partition"]
         if not PARTITION_NUMBER.fullmatch(partition):
             raise invalid("path.partition", "is not the number of a partition")
-        request = _read_leader(await read_body(receive, headers, LEADER_BYTES_MAX))
+        request = _read_leader(await self._read(receive, headers, LEADER_BYTES_MAX))
         status = await self._database.transfer_leadership(int(partition), request.node_id)
         return json_answer(msgspec.to_builtins(status))
 

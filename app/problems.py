@@ -16,6 +16,7 @@ import orjson
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from app.settings import NodeSettings, option_of
 from cluster_core.errors import (
     AlreadyExists,
     Conflict,
@@ -172,6 +173,8 @@ def problem_document(error: KotobaError) -> dict[str, Any]:
         "code": error.code,
     }
     document.update((k, v) for k, v in error.extra.items() if k not in document)
+    if document.get("name") in NodeSettings.model_fields:
+        document["setting"] = option_of(document["name"])
     if isinstance(error, InvalidRequest) and "errors" in error.extra:
         document["errors"] = [
             {"where": _cut(e["where"]), "why": _cut(e["why"])}

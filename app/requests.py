@@ -83,11 +83,14 @@ def _without_charset(content_type: bytes) -> bytes:
     return kind
 
 
-async def read_body(receive: Any, headers: Headers, bytes_max: int) -> bytes:
-    """The whole body; refused as soon as it is known to be longer than ``bytes_max``."""
+async def read_body(
+    receive: Any, headers: Headers, bytes_max: int, name: str | None = None
+) -> bytes:
+    """The whole body; refused as soon as it is known to be longer than ``bytes_max``, the bound of
+    this ``name``."""
     declared = headers.get(b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > bytes_max:
-        raise _too_large(bytes_max)
+        raise _too_large(bytes_max, name)
     message = await receive()
     if message["type"] != "http.request":
         raise ClientGone
@@ -95,7 +98,7 @@ async def read_body(receive: Any, headers: Headers, bytes_max: int) -> bytes:
     if message.get("more_body"):
         body = await _read_on(receive, body, bytes_max)
     if len(body) > bytes_max:
-        raise _too_large(bytes_max)
+        raise _too_large(bytes_max, name)
     return body
 
 
@@ -128,8 +131,11 @@ async def while_connected(receive: Any, work: Coroutine[Any, Any, T]) -> T:
         leaving.cancel()
 
 
-def _too_large(bytes_max: int) -> TooLarge:
-    return TooLarge(f"The body is longer than {bytes_max} bytes", limit=bytes_max)
+def _too_large(bytes_max: int, name: str | None) -> TooLarge:
+    detail = f"The body is longer than {bytes_max} bytes"
+    if name is None:
+        return TooLarge(detail, limit=bytes_max)
+    return TooLarge.beyond(name, bytes_max, detail)
 
 
 def parameters_of(query_string: bytes, model: type[P]) -> P:

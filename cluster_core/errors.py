@@ -33,7 +33,7 @@ problem document (RFC 9457) and over the wire between nodes, and ``from_fields``
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 __all__ = [
     "AlreadyExists",
@@ -134,11 +134,17 @@ class DependencyFailed(RequestError):
 
 
 class TooLarge(RequestError):
-    """``limit``: the bound that was passed, in the unit that the detail names."""
+    """``limit``: the bound that was passed, in the unit that the detail names; ``name``: what
+    ``LimitConfig`` calls it, where it is one of its."""
 
     code = "too_large"
     status = 413
     title = "Too large"
+
+    @classmethod
+    def beyond(cls, name: str, limit: int, detail: str) -> Self:
+        """The error of who passed the bound ``name``."""
+        return cls(f"{detail} ({name})", limit=limit, name=name)
 
 
 class HistoryCollected(RequestError):
@@ -178,6 +184,8 @@ class ClockCeiling(Unavailable):
 
 
 class Overloaded(RetryError):
+    """``limit`` and ``name`` of the bound, as of :class:`TooLarge`, where it can be set."""
+
     code = "overloaded"
     status = 503
     title = "Overloaded"

@@ -170,8 +170,8 @@ def _detach(
 
 def too_many_edges(name: str, bound: int) -> TooLarge:
     """What is said of a vertex that cannot be detached at a time."""
-    detail = f"the node has more than {bound} edges ({name}); delete some of them first"
-    return TooLarge(detail, limit=bound)
+    detail = f"the node has more than {bound} edges; delete some of them first"
+    return TooLarge.beyond(name, bound, detail)
 
 
 def read_adjacency(view: View, vertex: Digest, limit: int) -> tuple[Adjacency, Adjacency]:

@@ -205,7 +205,8 @@ def check_size(block: bytes, limits: LimitConfig) -> None:
     """Raise :class:`~cluster_core.errors.TooLarge` for an entity whose block is too large."""
     if len(block) > limits.entity_bytes_max:
         bound = limits.entity_bytes_max
-        raise TooLarge(f"an entity may take {bound} bytes, this takes {len(block)}", limit=bound)
+        detail = f"an entity may take {bound} bytes, this takes {len(block)}"
+        raise TooLarge.beyond("entity_bytes_max", bound, detail)
 
 
 def check_batch(operations: Sequence[BatchOperation], limits: LimitConfig) -> None:
@@ -215,7 +216,8 @@ def check_batch(operations: Sequence[BatchOperation], limits: LimitConfig) -> No
     """
     if len(operations) > limits.batch_operations_max:
         bound = limits.batch_operations_max
-        raise TooLarge(f"a batch may have {bound} operations", limit=bound)
+        detail = f"a batch may have {bound} operations, this has {len(operations)}"
+        raise TooLarge.beyond("batch_operations_max", bound, detail)
     check_refs(operations)
 
 

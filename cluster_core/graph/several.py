@@ -359,9 +359,7 @@ def evaluate_several(
             outcome = evaluate(part, layer, limits)
             size += _size(outcome)
             if size > limits.transaction_bytes_max:
-                bound = limits.transaction_bytes_max
-                why = f"a transaction may write {bound} bytes in one partition"
-                raise TooLarge(why, limit=bound)
+                raise _writes_too_much(limits)
         except KotobaError as error:
             if operations:
                 error.extra["index"] = index
@@ -386,13 +384,18 @@ def evaluate_several(
     )
 
 
+def _writes_too_much(limits: LimitConfig) -> TooLarge:
+    bound = limits.transaction_bytes_max
+    detail = f"a transaction may write {bound} bytes in one partition"
+    return TooLarge.beyond("transaction_bytes_max", bound, detail)
+
+
 def _evaluate_one(part: Part, view: View, limits: LimitConfig) -> Evaluated:
     """The same for the one part that half an edge is: nothing can come before or after it, so it
     needs no layer. Loading edges is made of this; it saves half of the evaluation."""
     outcome = evaluate(part, view, limits)
     if _size(outcome) > limits.transaction_bytes_max:
-        bound = limits.transaction_bytes_max
-        raise TooLarge(f"a transaction may write {bound} bytes in one partition", limit=bound)
+        raise _writes_too_much(limits)
     return Evaluated(
         outcome.writes,
         outcome.pointers,

@@ -118,7 +118,8 @@ class Composer:
             raise invalid([{"where": "operations", "why": "must not be empty"}])
         bound = self._limits.transaction_operations_max
         if len(operations) > bound:
-            raise TooLarge(f"a transaction may have {bound} operations", limit=bound)
+            detail = f"a transaction may have {bound} operations, this has {len(operations)}"
+            raise TooLarge.beyond("transaction_operations_max", bound, detail)
         check_refs(operations)
         for index, one in enumerate(operations):
             self._check_one(one, index)

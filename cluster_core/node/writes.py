@@ -290,7 +290,9 @@ class Writes:
     def _enter(self, count: int) -> None:
         bound = max(self._limits.inflight_requests_max, count)
         if self._inflight + count > bound and self._inflight:
-            raise Overloaded("too many writes are in flight at this node")
+            name, limit = "inflight_requests_max", self._limits.inflight_requests_max
+            detail = f"{limit} writes are in flight at this node ({name})"
+            raise Overloaded(detail, limit=limit, name=name)
         self._inflight += count
 
     def _count(self, outcome: Outcome) -> None:

@@ -168,9 +168,8 @@ async def count(query: Count, gather: Gather) -> Answer:
             counts[key] = (value, counts.get(key, (value, 0))[1] + number)
     bounds = {result.bound for _, result in asked}
     if "groups" in bounds or len(counts) > groups_max:
-        raise TooLarge(
-            f"group_by makes more than {groups_max} groups (query_rows_max)", limit=groups_max
-        )
+        detail = f"group_by makes more than {groups_max} groups"
+        raise TooLarge.beyond("query_rows_max", groups_max, detail)
     bound = "scanned" if "scanned" in bounds else None
     if query.group_by is None:
         return Answer(rows=[CountRow(count=sum(n for _, n in counts.values()))], bound=bound)

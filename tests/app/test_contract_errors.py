@@ -334,6 +334,8 @@ async def test_a_huge_body_is_refused(client: httpx.AsyncClient, path: str) -> N
         await client.post(path, content=b"x" * 5_000, headers=JSON), 413, "too_large"
     )
     assert problem["limit"] == 4_096
+    assert "4096 bytes (body_bytes_max)" in problem["detail"]
+    assert (problem["name"], problem["setting"]) == ("body_bytes_max", "--body-bytes-max")
 
 
 async def test_a_batch_of_too_many_operations_is_refused(client: httpx.AsyncClient) -> None:
@@ -341,7 +343,8 @@ async def test_a_batch_of_too_many_operations_is_refused(client: httpx.AsyncClie
     malformed: dict[str, Any] = {"operations": [{}] * 6}
     for body in (many, malformed):
         problem = check_problem(await client.post(BATCH, json=body), 413, "too_large")
-        assert problem["limit"] == 5
+        assert (problem["limit"], problem["name"]) == (5, "batch_operations_max")
+        assert "setting" not in problem
     lines = await client.post(
         BATCH, content=b"{}\n" * 6, headers={"content-type": "application/x-ndjson"}
     )

@@ -112,6 +112,7 @@ async def test_too_many_operations_are_too_large(
     assert answer.status_code == 413
     assert answer.json()["limit"] == database.config.limits.transaction_operations_max
     assert "transaction" in answer.json()["detail"]
+    assert answer.json()["setting"] == "--transaction-operations-max"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,11 +11,12 @@ import pytest
 
 from cluster_core.cluster import KotobaCluster
 from cluster_core.config import ClusterConfig, LimitConfig
-from cluster_core.errors import InvalidRequest, TooLarge
+from cluster_core.errors import InvalidRequest, KotobaError, Overloaded, TooLarge
 from cluster_core.graph.operations import (
     BatchOperation,
     CreateEdge,
     CreateNode,
+    DeleteNode,
     Operation,
     UpdateNode,
 )
@@ -30,7 +32,19 @@ LIMITS = LimitConfig(
     batch_operations_max=4,
     transaction_operations_max=3,
     transaction_bytes_max=3_000,
+    detach_edges_max=6,
+    detach_step_edges_max=2,
+    transaction_detach_edges_max=4,
+    inflight_requests_max=8,
 )
+
+
+def check_bound(error: KotobaError, name: str) -> None:
+    """The error says how much is allowed, and what that is called."""
+    bound = getattr(LIMITS, name)
+    assert (error.extra["limit"], error.extra["name"]) == (bound, name)
+    assert str(bound) in error.detail
+    assert error.detail.endswith(f"({name})")
 
 
 @pytest.fixture
@@ -72,30 +86,52 @@ async def test_an_update_cannot_pass_the_limits_of_a_creation(cluster: KotobaClu
     made = await cluster.execute_operation(CreateNode((), {"a": "x" * 1_000, "b": 1}))
     with pytest.raises(TooLarge) as caught:
         await cluster.execute_operation(UpdateNode(made.digest, {"b": "x" * 1_000}))
-    assert caught.value.extra["limit"] == 2_000
+    check_bound(caught.value, "entity_bytes_max")
     with pytest.raises(InvalidRequest, match="at most 3"):
         await cluster.execute_operation(UpdateNode(made.digest, {"c": 1, "d": 1}))
 
 
 @pytest.mark.parametrize("operation", [CreateNode((), {"a": "x" * 2_000})])
 async def test_an_entity_is_too_large(cluster: KotobaCluster, operation: Operation) -> None:
-    with pytest.raises(TooLarge, match="2000") as caught:
+    with pytest.raises(TooLarge) as caught:
         await cluster.execute_operation(operation)
-    assert caught.value.extra["limit"] == 2_000
+    check_bound(caught.value, "entity_bytes_max")
 
 
 async def test_a_batch_or_a_transaction_has_too_many_operations(cluster: KotobaCluster) -> None:
     batch = [BatchOperation(CreateNode())] * 5
     with pytest.raises(TooLarge) as caught:
         await cluster.execute_batch(batch)
-    assert caught.value.extra["limit"] == 4
+    check_bound(caught.value, "batch_operations_max")
     with pytest.raises(TooLarge) as caught:
         await cluster.execute_transaction(batch[:4])
-    assert caught.value.extra["limit"] == 3
+    check_bound(caught.value, "transaction_operations_max")
 
 
 async def test_a_transaction_writes_too_much_in_one_partition(cluster: KotobaCluster) -> None:
     large = BatchOperation(CreateNode((), {"a": "x" * 1_500}))
     with pytest.raises(TooLarge) as caught:
         await cluster.execute_transaction([large, large])
-    assert caught.value.extra["limit"] == 3_000
+    check_bound(caught.value, "transaction_bytes_max")
+
+
+async def test_a_vertex_has_too_many_edges_to_be_deleted_with_them(cluster: KotobaCluster) -> None:
+    hub = await cluster.execute_operation(CreateNode())
+    for _ in range(LIMITS.detach_edges_max + 1):
+        leaf = await cluster.execute_operation(CreateNode())
+        await cluster.execute_operation(CreateEdge("L", hub.digest, leaf.digest))
+    deletion = DeleteNode(hub.digest, detach=True)
+    with pytest.raises(TooLarge) as caught:
+        await cluster.execute_operation(deletion)
+    check_bound(caught.value, "detach_edges_max")
+    with pytest.raises(TooLarge) as caught:
+        await cluster.execute_transaction([BatchOperation(deletion), BatchOperation(CreateNode())])
+    check_bound(caught.value, "transaction_detach_edges_max")
+
+
+async def test_more_writes_wait_than_may(cluster: KotobaCluster) -> None:
+    creations = [cluster.execute_operation(CreateNode()) for _ in range(20)]
+    outcomes = await asyncio.gather(*creations, return_exceptions=True)
+    refused = [one for one in outcomes if isinstance(one, Overloaded)]
+    assert refused
+    check_bound(refused[0], "inflight_requests_max")

@@ -143,7 +143,7 @@ def test_detaching_has_a_bound() -> None:
     graph.edge(vertex, "L", other)
     with pytest.raises(TooLarge) as caught:
         graph.parts(DeleteNode(vertex, detach=True))
-    assert caught.value.extra == {"limit": 2}
+    assert caught.value.extra == {"limit": 2, "name": "detach_edges_max"}
 
 
 def test_a_vertex_with_many_edges_is_deleted_in_chunks_for_which_every_partition_holds_it() -> None:
@@ -170,7 +170,7 @@ def test_among_other_operations_all_edges_are_deleted_at_once_or_it_is_refused()
     graph.edge(vertex, "L", other)
     with pytest.raises(TooLarge, match="transaction_detach_edges_max") as caught:
         decompose(operation, view, None, graph.partition_count, limits, among_others=True)
-    assert caught.value.extra == {"limit": 2}
+    assert caught.value.extra == {"limit": 2, "name": "transaction_detach_edges_max"}
 
 
 @pytest.mark.parametrize("kind", ["node", "edge"])
@@ -185,4 +185,4 @@ def test_an_entity_that_is_too_large_is_refused(kind: str) -> None:
     graph.execute(creation(250))
     with pytest.raises(TooLarge) as caught:
         graph.execute(creation(500))
-    assert caught.value.extra == {"limit": 500}
+    assert caught.value.extra == {"limit": 500, "name": "entity_bytes_max"}

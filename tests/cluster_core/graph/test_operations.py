@@ -149,7 +149,7 @@ def test_a_ref_must_name_an_earlier_operation_and_only_one() -> None:
 def test_a_batch_has_a_bound() -> None:
     with pytest.raises(TooLarge) as caught:
         check_batch([BatchOperation(CreateNode())] * 3, LimitConfig(batch_operations_max=2))
-    assert caught.value.extra == {"limit": 2}
+    assert caught.value.extra == {"limit": 2, "name": "batch_operations_max"}
 
 
 # Fingerprints

@@ -242,7 +242,7 @@ def test_a_transaction_that_writes_too_much_is_too_large() -> None:
     Several(graph).execute(several[:1])
     with pytest.raises(TooLarge) as caught:
         Several(graph).execute(several)
-    assert caught.value.extra == {"limit": 1_000, "index": 1}
+    assert caught.value.extra == {"limit": 1_000, "name": "transaction_bytes_max", "index": 1}
 
 
 # Folding

@@ -123,7 +123,8 @@ async def test_too_many_edges_are_refused_by_name(cluster: KotobaCluster) -> Non
     operations = [BatchOperation(DeleteNode(hub, detach=True)), BatchOperation(CreateNode())]
     with pytest.raises(TooLarge, match="transaction_detach_edges_max") as caught:
         await cluster.execute_transaction(operations)
-    assert caught.value.extra == {"limit": 1_000, "index": 0}
+    name = "transaction_detach_edges_max"
+    assert caught.value.extra == {"limit": 1_000, "name": name, "index": 0}
     assert await count(cluster, "edges") == EDGES + 11
 
 
