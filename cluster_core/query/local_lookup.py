@@ -109,6 +109,7 @@ async def _version(partition: int, entity: Digest, version: Digest, work: Work) 
 
 
 async def history(task: HistoryTask, work: Work) -> HistoryResult:
+    """The versions, newest first; bound ``history`` where the older ones are not kept any more."""
     await work.settle(task.partition, [task.digest])
     await work.read_settled(task.partition, task.digest)
     result = HistoryResult(0, [])
@@ -126,5 +127,12 @@ async def history(task: HistoryTask, work: Work) -> HistoryResult:
             result.bound = "bytes"
             break
         result.versions.append(Stored(task.digest, timestamp, record))
+    if result.bound is None and not _ends_with_the_first(result.versions):
+        result.bound = "history"
     result.scanned = work.scanned
     return result
+
+
+def _ends_with_the_first(versions: list[Stored]) -> bool:
+    """An entity is called after its first version, and a deletion always has one below it."""
+    return not versions or record_version(versions[-1].record) == versions[-1].digest
