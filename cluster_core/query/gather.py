@@ -43,7 +43,9 @@ from cluster_core.query.work import PAUSE_AFTER
 from cluster_core.types import Digest, NodeId, partition_of
 
 __all__ = [
+    "ENTRIES_MAX",
     "Entries",
+    "Expansion",
     "Gather",
     "Hop",
     "as_edge",
@@ -57,6 +59,8 @@ CHUNK: Final = 2_048
 """Entities in one request: its columns stay below 100 kB, and no step takes long."""
 ENTRIES_MAX: Final = 8_192
 """Adjacency entries in one answer, half a megabyte: a hub is read in pieces."""
+PIECE_GROWTH: Final = 4
+"""A piece that did not bring enough is followed by one so many times as large."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -269,40 +273,13 @@ class Gather:
     # Edges
 
     async def expand(
-        self, vertices: Sequence[Digest], hop: Hop, consume: Callable[[Entries], None]
-    ) -> bool:
-        """Hand the edges of ``vertices`` to ``consume``, piece by piece, in any order.
-
-        False when the query's budget of pairs ended before all were read.
-        """
-        for chunk in in_chunks(vertices, CHUNK):
-            nodes: dict[NodeId, list[Digest]] = {}
-            for vertex in chunk:
-                nodes.setdefault(self.node_of(self.home(vertex)), []).append(vertex)
-            await _together(
-                [self._expand_at(node, nodes[node], hop, consume) for node in sorted(nodes)]
-            )
-            if self.bound is not None:
-                return False
-        return True
-
-    async def _expand_at(
-        self, node: NodeId, vertices: list[Digest], hop: Hop, consume: Callable[[Entries], None]
+        self, vertices: Iterable[Digest], hop: Hop, consume: Callable[[Entries], None]
     ) -> None:
-        after = b""
-        while vertices:
-            result = await self.expand_some(node, vertices, hop, ENTRIES_MAX, after)
-            if result.ins.edges:
-                consume(Entries(vertices, False, result.ins))
-            if result.outs.edges:
-                consume(Entries(vertices, True, result.outs))
-            if result.next is None:
-                return
-            if result.bound is not None or self.exhausted:
-                self.bound = "scanned"
-                return
-            vertices, after = vertices[result.next :], result.after
-            await asyncio.sleep(0)
+        """Hand the edges of ``vertices`` to ``consume``, piece by piece, in any order; not all of
+        them where a budget ends."""
+        expansion = Expansion(self, vertices, hop, consume, ENTRIES_MAX)
+        while await expansion.read():
+            pass
 
     async def expand_some(
         self, node: NodeId, vertices: list[Digest], hop: Hop, limit: int, after: bytes
@@ -333,6 +310,64 @@ class Gather:
             task = LoadTask([], [], EDGE, hop.where, "weights", hop.weight)
             weights = await self._columns(ins.edges, places, task)
         return _only_marked(ins, marks, weights)
+
+
+class Expansion:
+    """The edges of vertices, read in rounds: in each, every cluster node that has some of them
+    gives one piece. Who has enough stops, and nobody reads all of a hub for it."""
+
+    def __init__(
+        self,
+        gather: Gather,
+        vertices: Iterable[Digest],
+        hop: Hop,
+        consume: Callable[[Entries], None],
+        piece: int,
+    ) -> None:
+        """``piece``: entries in the first piece of a node; later ones are larger."""
+        self._gather = gather
+        self._hop = hop
+        self._consume = consume
+        self._piece = min(piece, ENTRIES_MAX)
+        self._chunks = in_chunks(vertices, CHUNK)
+        self._left = self._next_chunk()
+        """What each node has yet to read of the chunk at work, and where it goes on."""
+
+    def _next_chunk(self) -> dict[NodeId, tuple[list[Digest], bytes]]:
+        gather = self._gather
+        left: dict[NodeId, tuple[list[Digest], bytes]] = {}
+        for vertex in next(self._chunks, []):
+            node = gather.node_of(gather.home(vertex))
+            left.setdefault(node, ([], b""))[0].append(vertex)
+        return left
+
+    async def read(self) -> bool:
+        """A round. False when nothing is left to read, or a budget of the query has ended."""
+        left = sorted(self._left.items())
+        results = await _together(
+            [
+                self._gather.expand_some(node, vertices, self._hop, self._piece, after)
+                for node, (vertices, after) in left
+            ]
+        )
+        for (node, (vertices, _)), result in zip(left, results, strict=True):
+            self._take(node, vertices, result)
+        self._piece = min(PIECE_GROWTH * self._piece, ENTRIES_MAX)
+        self._left = self._left or self._next_chunk()
+        await asyncio.sleep(0)
+        return bool(self._left) and self._gather.bound is None
+
+    def _take(self, node: NodeId, vertices: list[Digest], result: ExpandResult) -> None:
+        if result.ins.edges:
+            self._consume(Entries(vertices, False, result.ins))
+        if result.outs.edges:
+            self._consume(Entries(vertices, True, result.outs))
+        if result.next is None:
+            del self._left[node]
+            return
+        self._left[node] = (vertices[result.next :], result.after)
+        if result.bound is not None or self._gather.exhausted:
+            self._gather.bound = "scanned"
 
 
 def _only_marked(entries: Adjacency, marks: list[bool], weights: list[Value]) -> Adjacency:

@@ -13,7 +13,16 @@ from cluster_core.errors import InvalidRequest, TooLarge
 from cluster_core.graph.cid import cid_text
 from cluster_core.graph.records import EDGE, VERTEX
 from cluster_core.graph.values import Value
-from cluster_core.query.gather import Entries, Gather, Hop, as_edge, as_vertex, flip, in_chunks
+from cluster_core.query.gather import (
+    Entries,
+    Expansion,
+    Gather,
+    Hop,
+    as_edge,
+    as_vertex,
+    flip,
+    in_chunks,
+)
 from cluster_core.query.plan import ShortestPath
 from cluster_core.query.results import Answer, PathRow
 from cluster_core.query.tasks import Stored
@@ -24,8 +33,10 @@ __all__ = ["shortest_path"]
 PREFETCH_MAX: Final = 128
 """Vertices whose edges are read in one go for Dijkstra: the next of its queue come along, so that
 not every vertex costs a round trip."""
-PUSHES_MAX: Final = 1_000
-"""Steps of Dijkstra's algorithm between two pauses, at about 2 us each."""
+PIECE_MIN: Final = 256
+"""Entries of a level that are read at first, about 2 ms: then the other side has its turn."""
+TURN_STEPS: Final = 1_000
+"""Edges and labels handled in Dijkstra's algorithm between two pauses, at about 2 us each."""
 SLICE: Final = 20_000
 """Vertices handled between two pauses where the work on each is one step of a dict."""
 
@@ -66,9 +77,8 @@ async def _answer(query: ShortestPath, path: list[_Step], length: float, gather:
     )
     if len(nodes) < len(digests) or len(edges) < len(path):
         size_max = gather.limits.query_bytes_max
-        raise TooLarge(
-            f"the path is larger than {size_max} bytes (query_bytes_max)", limit=size_max
-        )
+        detail = f"the path is larger than {size_max} bytes"
+        raise TooLarge.beyond("query_bytes_max", size_max, detail)
     if not (_all_live(nodes) and _all_live(edges)):
         return Answer(rows=[])  # an eventual read, which may see an edge before its ends
     row = PathRow(
@@ -86,53 +96,64 @@ def _all_live(records: list[Stored | None]) -> bool:
 def _check_bounds(visited: int, gather: Gather) -> None:
     visited_max, scanned_max = gather.limits.query_visited_max, gather.limits.query_scanned_max
     if visited > visited_max:
-        detail = f"no path among the first {visited_max} vertices (query_visited_max)"
-        raise TooLarge(detail, limit=visited_max)
+        detail = f"no path among the first {visited_max} vertices"
+        raise TooLarge.beyond("query_visited_max", visited_max, detail)
     if gather.bound is not None:
-        detail = f"no path among the first {scanned_max} entries (query_scanned_max)"
-        raise TooLarge(detail, limit=scanned_max)
+        detail = f"no path among the first {scanned_max} entries"
+        raise TooLarge.beyond("query_scanned_max", scanned_max, detail)
 
 
 # Fewest edges
 
 
 class _Side:
-    """The search from one end, a whole level at a time."""
+    """The search from one end, level by level, each a piece at a time."""
 
-    def __init__(self, start: Digest, hop: Hop) -> None:
+    def __init__(self, start: Digest, hop: Hop, gather: Gather) -> None:
         self.steps: dict[Digest, _Step | None] = {start: None}
-        """How each vertex was reached; the start was not."""
+        """How each vertex of whole levels was reached; the start was not."""
+        self.reached: dict[Digest, _Step] = {}
+        """The level at work: each vertex by the smallest edge that leads there."""
         self.frontier = [start]
         self.depth = 0
+        self.cost = 1
+        """Of the level at work: vertices whose edges are read, and edges that were."""
+        self._gather = gather
         self._hop = hop
+        self._expansion: Expansion | None = None
 
-    async def advance(self, gather: Gather, room: int) -> None:
-        """Reach the next level, each vertex by the smallest edge that leads there."""
-        reached: dict[Digest, _Step] = {}
-        known = self.steps
-
-        def consume(entries: Entries) -> None:
-            columns = entries.entries
-            at = 0
-            for vertex, number in zip(entries.vertices, columns.counts, strict=False):
-                for place in range(at, at + number):
-                    far, edge = columns.fars[place], columns.edges[place]
-                    if far not in known:
-                        step = reached.get(far)
-                        if step is None or edge < step.edge:
-                            source = vertex if entries.outward else far
-                            reached[far] = _Step(vertex, edge, source)
-                at += number
-            if len(reached) > room:
-                gather.bound = "visited"
-
-        await gather.expand(self.frontier, self._hop, consume)
-        _check_bounds(gather.limits.query_visited_max - room + len(reached), gather)
-        for chunk in in_chunks(reached.items(), SLICE):
-            known.update(chunk)
+    async def advance(self) -> bool:
+        """Read a piece of the next level; True when it is whole."""
+        if self._expansion is None:
+            self._expansion = Expansion(
+                self._gather, self.frontier, self._hop, self._consume, PIECE_MIN
+            )
+        if await self._expansion.read():
+            return False
+        self._expansion = None
+        for chunk in in_chunks(self.reached.items(), SLICE):
+            self.steps.update(chunk)
             await asyncio.sleep(0)
-        self.frontier = list(reached)
+        self.frontier = list(self.reached)
+        self.reached = {}
+        self.cost = len(self.frontier)
         self.depth += 1
+        return True
+
+    def _consume(self, entries: Entries) -> None:
+        known, reached = self.steps, self.reached
+        columns = entries.entries
+        self.cost += len(columns.edges)
+        at = 0
+        for vertex, number in zip(entries.vertices, columns.counts, strict=False):
+            for place in range(at, at + number):
+                far, edge = columns.fars[place], columns.edges[place]
+                if far not in known:
+                    step = reached.get(far)
+                    if step is None or edge < step.edge:
+                        source = vertex if entries.outward else far
+                        reached[far] = _Step(vertex, edge, source)
+            at += number
 
     async def meeting(self, other: _Side) -> Digest | None:
         """The smallest vertex of this level that the other side knows."""
@@ -156,16 +177,21 @@ class _Side:
 
 async def _fewest_edges(query: ShortestPath, gather: Gather) -> list[_Step] | None:
     """When whole levels a and b were searched without meeting, the distance is more than a + b;
-    so the first level that meets the other side ends a shortest path, whichever vertex it is."""
+    so the first level that meets the other side ends a shortest path, whichever vertex it is.
+
+    Both sides read on, the one that has read less first: the edges of a hub are not read to their
+    end while the other side has few, whatever its frontier looks like.
+    """
     if query.source == query.target:
         return []
-    near = _Side(query.source, Hop(direction=query.direction, labels=query.edge_labels))
-    far = _Side(query.target, Hop(direction=flip(query.direction), labels=query.edge_labels))
+    near = _Side(query.source, Hop(direction=query.direction, labels=query.edge_labels), gather)
+    back = Hop(direction=flip(query.direction), labels=query.edge_labels)
+    far = _Side(query.target, back, gather)
     while near.depth + far.depth < query.max_depth and near.frontier and far.frontier:
-        side, other = (near, far) if len(near.frontier) <= len(far.frontier) else (far, near)
-        room = gather.limits.query_visited_max - len(near.steps) - len(far.steps)
-        await side.advance(gather, room)
-        meeting = await side.meeting(other)
+        side, other = (near, far) if near.cost <= far.cost else (far, near)
+        whole = await side.advance()
+        _check_bounds(sum(len(one.steps) + len(one.reached) for one in (near, far)), gather)
+        meeting = await side.meeting(other) if whole else None
         if meeting is not None:
             return _join(meeting, near, far)
     return None
@@ -209,24 +235,26 @@ async def _least_weight(
     """Of each label the label before it, and the step between them."""
     queue = [_Label(0, 0, query.source, b"", 0)]
     fewest: dict[Digest, int] = {}
+    turns = _Turns()
     while queue:
         label = heappop(queue)
+        await turns.spend(1)
         if label.vertex == query.target:
             return _retrace(origins, label.number), label.weight
         if fewest.get(label.vertex, query.max_depth) <= label.hops:
             continue
         fewest[label.vertex] = label.hops
         _check_bounds(len(fewest), gather)
-        for arc in await arcs.of(label.vertex, queue):
-            hops = label.hops + 1
-            if fewest.get(arc.far, hops + 1) <= hops:
-                continue
-            step = _Step(label.vertex, arc.edge, arc.source)
-            total = label.weight + arc.weight
-            heappush(queue, _Label(total, hops, arc.far, arc.edge, len(origins)))
-            origins.append((label.number, step))
-            if not len(origins) % PUSHES_MAX:
-                await asyncio.sleep(0)
+        for chunk in in_chunks(await arcs.of(label.vertex, queue), TURN_STEPS):
+            for arc in chunk:
+                hops = label.hops + 1
+                if fewest.get(arc.far, hops + 1) <= hops:
+                    continue
+                step = _Step(label.vertex, arc.edge, arc.source)
+                total = label.weight + arc.weight
+                heappush(queue, _Label(total, hops, arc.far, arc.edge, len(origins)))
+                origins.append((label.number, step))
+            await turns.spend(len(chunk))
     return None, 0
 
 
@@ -236,6 +264,19 @@ def _retrace(origins: list[tuple[int, _Step] | None], number: int) -> list[_Step
         number, step = origin
         path.append(step)
     return path[::-1]
+
+
+class _Turns:
+    """Lets the event loop run when enough was done since it last did."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    async def spend(self, steps: int) -> None:
+        self._steps += steps
+        if self._steps >= TURN_STEPS:
+            self._steps = 0
+            await asyncio.sleep(0)
 
 
 class _Arcs:

@@ -1,18 +1,28 @@
 """traverse: breadth first, a hop at a time, the frontier of each hop grouped by cluster node.
 
 Adjacency entries name the far end, so a hop without conditions reads no record; those of the rows
-are read once, at the end.
+are read once, at the end. A hop that has rows ends as soon as there are more than the limit, so of
+a hub only as many edges are read as are wanted.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable
 from heapq import nsmallest
 from typing import Final, NamedTuple
 
 from cluster_core.graph.records import EDGE, VERTEX
-from cluster_core.query.gather import Entries, Gather, Hop, as_edge, as_vertex, in_chunks
+from cluster_core.query.gather import (
+    ENTRIES_MAX,
+    Entries,
+    Expansion,
+    Gather,
+    Hop,
+    as_edge,
+    as_vertex,
+    in_chunks,
+)
 from cluster_core.query.plan import Traverse
 from cluster_core.query.predicates import encode_where
 from cluster_core.query.results import Answer, Row, TraversedEdge, TraversedVertex
@@ -22,6 +32,8 @@ from cluster_core.types import Digest
 
 __all__ = ["traverse"]
 
+PIECE_MIN: Final = 256
+"""Entries that are read at first where a few rows are wanted: about 2 ms."""
 SLICE: Final = 20_000
 """Digests handled between two pauses where the work on each is one step of a set or a dict."""
 
@@ -80,6 +92,12 @@ class _Walk:
         """Every vertex reached, at the depths before the one at work."""
         self.rows: list[_Place] = []
         """In the order of the answer, at most one more than the limit."""
+        self.reached: dict[Digest, Digest] = {}
+        """New vertices of this hop, each with the smallest edge that was seen to lead there."""
+        self.passed: list[Digest] = []
+        """Those of them that count."""
+        self._fresh: list[Digest] = []
+        """Those of them that were reached since the last look."""
         self._where_node = encode_where(query.where_node)
         self._hop = Hop(
             direction=query.direction,
@@ -94,10 +112,6 @@ class _Walk:
 
     async def begin(self, start: list[Digest]) -> None:
         """Take the rows of depth 0."""
-
-    async def hop(self, frontier: list[Digest], depth: int) -> list[Digest]:
-        """Take the rows of ``depth``; returns the next frontier."""
-        raise NotImplementedError
 
     def row(self, place: _Place, stored: Stored) -> Row:
         raise NotImplementedError
@@ -121,44 +135,67 @@ class _Walk:
         bound = "limit" if self.is_full else self.gather.bound
         return Answer(rows=rows, bound="bytes" if len(records) < len(places) else bound)
 
-    async def expand(
-        self, frontier: Sequence[Digest], reached: MutableMapping[Digest, Digest]
-    ) -> None:
-        """Fill ``reached`` with new vertices, each with the smallest edge that leads there."""
-        seen = self.seen
+    async def hop(self, frontier: list[Digest], depth: int) -> list[Digest]:
+        """Take the rows of ``depth``; returns the next frontier."""
+        self.reached, self.passed = {}, []
+        await self._expand(frontier, depth)
+        for chunk in in_chunks(self.reached, SLICE):
+            self.seen.update(chunk)
+            await asyncio.sleep(0)
+        if depth >= self.query.min_depth:
+            await self.take(depth)
+        return self.passed
+
+    async def _expand(self, frontier: list[Digest], depth: int) -> None:
+        """Follow the edges of ``frontier``: all of them, or where this depth has rows, until there
+        are enough."""
+        has_rows = depth >= self.query.min_depth
+        missing = self.query.limit + 1 - len(self.rows)
+        piece = max(missing, PIECE_MIN) if has_rows else ENTRIES_MAX
+        expansion = Expansion(self.gather, frontier, self._hop, self._reach, piece)
+        more = True
+        while more and not (has_rows and self.found() >= missing):
+            more = await expansion.read()
+            await self._look()
+
+    def _reach(self, entries: Entries) -> None:
+        seen, reached, fresh = self.seen, self.reached, self._fresh
         room = self.gather.limits.query_visited_max - len(seen)
-
-        def consume(entries: Entries) -> None:
-            if len(reached) > room:
-                self.gather.bound = "visited"
-                return
-            for far, edge in zip(entries.entries.fars, entries.entries.edges, strict=True):
-                if far not in seen:
-                    known = reached.get(far)
-                    if known is None or edge < known:
-                        reached[far] = edge
-            self.followed(entries)
-
-        await self.gather.expand(frontier, self._hop, consume)
-        if len(reached) > room:
-            self.gather.bound = "visited"
-            for far in list(reached)[room:]:
-                del reached[far]
+        for far, edge in zip(entries.entries.fars, entries.entries.edges, strict=True):
+            if far not in seen:
+                known = reached.get(far)
+                if known is None:
+                    if len(reached) >= room:
+                        self.gather.bound = "visited"
+                        break
+                    reached[far] = edge
+                    fresh.append(far)
+                elif edge < known:
+                    reached[far] = edge
+        self.followed(entries)
 
     def followed(self, entries: Entries) -> None:
         """Edges that were followed in this hop."""
 
-    async def enter(self, reached: Iterable[Digest]) -> list[Digest]:
-        """The vertices of ``reached`` that count; all of them are seen from now on."""
-        passed: list[Digest] = []
-        for chunk in in_chunks(reached, SLICE):
-            self.seen.update(chunk)
-            if self._where_node:
-                passed += await _existing(chunk, self.gather, self._where_node)
-            else:
-                passed += chunk
-            await asyncio.sleep(0)
-        return passed
+    async def _look(self) -> None:
+        """Which of the vertices reached since the last look count."""
+        fresh, self._fresh = self._fresh, []
+        passed = fresh
+        if self._where_node:
+            passed = await _existing(fresh, self.gather, self._where_node)
+        self.passed += passed
+        self.looked(fresh, passed)
+
+    def looked(self, fresh: list[Digest], passed: list[Digest]) -> None:
+        """Of the vertices ``fresh`` those that count are ``passed``."""
+
+    def found(self) -> int:
+        """How many rows this hop has at least."""
+        raise NotImplementedError
+
+    async def take(self, depth: int) -> None:
+        """Add the rows of this hop."""
+        raise NotImplementedError
 
 
 class _VertexWalk(_Walk):
@@ -171,15 +208,13 @@ class _VertexWalk(_Walk):
         home = self.gather.home
         self.rows += [_Place(0, each, home(each)) for each in await self.smallest(passed)]
 
-    async def hop(self, frontier: list[Digest], depth: int) -> list[Digest]:
-        reached: dict[Digest, Digest] = {}
-        await self.expand(frontier, reached)
-        passed = await self.enter(reached)
-        if depth >= self.query.min_depth:
-            home = self.gather.home
-            for each in await self.smallest(passed):
-                self.rows.append(_Place(depth, each, home(each), reached[each]))
-        return passed
+    def found(self) -> int:
+        return len(self.passed)
+
+    async def take(self, depth: int) -> None:
+        home, reached = self.gather.home, self.reached
+        for each in await self.smallest(self.passed):
+            self.rows.append(_Place(depth, each, home(each), reached[each]))
 
     def row(self, place: _Place, stored: Stored) -> Row:
         return TraversedVertex(node=as_vertex(stored), depth=place.depth, via=place.via)
@@ -198,6 +233,17 @@ class _EdgeWalk(_Walk):
         """Source and far end of each edge followed in this hop."""
         self._refused: set[Digest] = set()
         """Vertices reached that do not satisfy ``where_node``."""
+        self._fresh_fars: list[Digest] = []
+        """Far ends of the edges that were followed since the last look."""
+        self._found = 0
+
+    async def hop(self, frontier: list[Digest], depth: int) -> list[Digest]:
+        self._ends, self._found = {}, 0
+        passed = await super().hop(frontier, depth)
+        for chunk in in_chunks(self._ends, SLICE):
+            self._told.update(chunk)
+            await asyncio.sleep(0)
+        return passed
 
     def followed(self, entries: Entries) -> None:
         ends, told, columns = self._ends, self._told, entries.entries
@@ -205,34 +251,36 @@ class _EdgeWalk(_Walk):
         for vertex, number in zip(entries.vertices, columns.counts, strict=False):
             for place in range(at, at + number):
                 edge, far = columns.edges[place], columns.fars[place]
-                if edge not in told:
+                if edge not in told and edge not in ends:
                     ends[edge] = (vertex if entries.outward else far, far)
+                    self._fresh_fars.append(far)
             at += number
 
-    async def hop(self, frontier: list[Digest], depth: int) -> list[Digest]:
-        self._ends = {}
-        reached: dict[Digest, Digest] = {}
-        await self.expand(frontier, reached)
-        passed = await self.enter(reached)
-        if self._where_node:
-            self._refused.update(reached)
+    def looked(self, fresh: list[Digest], passed: list[Digest]) -> None:
+        if len(passed) < len(fresh):
+            self._refused.update(fresh)
             self._refused.difference_update(passed)
+        self._found += sum(map(self._counts, self._fresh_fars))
+        self._fresh_fars = []
+
+    def _counts(self, far: Digest) -> bool:
+        """A far end that was never entered fell to the bound on visited vertices."""
+        return far not in self._refused and (far in self.seen or far in self.reached)
+
+    def found(self) -> int:
+        return self._found
+
+    async def take(self, depth: int) -> None:
         sources = await self._counting_sources()
-        if depth >= self.query.min_depth:
-            home = self.gather.home
-            for edge in await self.smallest(sources):
-                self.rows.append(_Place(depth, edge, home(sources[edge])))
-        return passed
+        home = self.gather.home
+        for edge in await self.smallest(sources):
+            self.rows.append(_Place(depth, edge, home(sources[edge])))
 
     async def _counting_sources(self) -> dict[Digest, Digest]:
         """Of this hop's edges those that lead to vertices that count, with their sources."""
         sources: dict[Digest, Digest] = {}
         for chunk in in_chunks(self._ends.items(), SLICE):
-            for edge, (source, far) in chunk:
-                # A far end that was never entered fell to the bound on visited vertices.
-                if far not in self._refused and far in self.seen:
-                    sources[edge] = source
-            self._told.update(edge for edge, _ in chunk)
+            sources.update((edge, source) for edge, (source, far) in chunk if self._counts(far))
             await asyncio.sleep(0)
         return sources
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 
 import pytest
+from msgspec import structs
 
 from cluster_core.config import LimitConfig
-from cluster_core.errors import InvalidRequest, NotFound, OutcomeUnknown, TooLarge, Unreachable
+from cluster_core.errors import (
+    HistoryCollected,
+    InvalidRequest,
+    NotFound,
+    OutcomeUnknown,
+    TooLarge,
+    Unreachable,
+)
 from cluster_core.graph.blocks import digest_of
 from cluster_core.graph.entities import Edge, Vertex
 from cluster_core.query import gather
@@ -19,6 +27,7 @@ from cluster_core.query.plan import (
     Block,
     Comparison,
     Count,
+    Direction,
     FindEdges,
     FindNodes,
     Get,
@@ -29,7 +38,7 @@ from cluster_core.query.plan import (
     ShortestPath,
     Traverse,
 )
-from cluster_core.query.results import BlockRow, CountRow, PathRow, TraversedVertex
+from cluster_core.query.results import BlockRow, CountRow, PathRow, TraversedVertex, VersionRow
 from cluster_core.query.work import PAUSE_AFTER
 from cluster_core.types import Digest
 from tests.cluster_core.query.two_nodes import PARTITIONS, TwoNodes
@@ -106,6 +115,46 @@ async def test_a_block_is_named_by_its_digest(cluster: TwoNodes) -> None:
         await cluster.ask(Block(digest=b"?" * 32, source=b"!" * 32))
 
 
+async def test_a_history_whose_beginning_is_not_kept_any_more_says_so(cluster: TwoNodes) -> None:
+    vertex = cluster.add_vertex(n=0)
+    versions = [cluster.update(vertex, n=n) for n in range(1, 5)]
+    whole = await cluster.ask(History(digest=vertex))
+    assert (len(whole.rows), whole.bound) == (5, None)
+    cluster.collect(cluster.now - 1)
+    result = await cluster.ask(History(digest=vertex))
+    kept = [cast("VersionRow", row).entity for row in result.rows]
+    assert [cast("Vertex", entity).version for entity in kept] == versions[:-3:-1]
+    assert (result.truncated, result.bound) == (True, "history")
+    cut = await cluster.ask(History(digest=vertex, limit=1))
+    assert cut.bound == "limit"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        FindNodes(limit=4),
+        FindNodes(limit=4, order_by=(OrderBy("n"),)),
+        FindEdges(limit=4),
+        Neighbours(vertex=b"", limit=4),
+    ],
+)
+async def test_a_page_of_a_snapshot_that_is_gone_is_refused_and_not_short(
+    cluster: TwoNodes, query: Query
+) -> None:
+    hub, _ = star(cluster, 12)
+    if isinstance(query, Neighbours):
+        query = structs.replace(query, vertex=hub)
+    first = await cluster.ask(query)
+    at = cluster.now
+    cluster.delete(hub)
+    following = structs.replace(query, cursor=first.cursor)
+    cluster.collect(at)
+    assert len((await cluster.ask(following, at=at)).rows) == 4
+    cluster.collect(at + 1)
+    with pytest.raises(HistoryCollected):
+        await cluster.ask(following, at=at)
+
+
 async def test_the_history_is_cut_at_its_limit_and_says_so(cluster: TwoNodes) -> None:
     vertex = cluster.add_vertex()
     versions = [cluster.update(vertex, n=n) for n in range(5)]
@@ -171,6 +220,52 @@ async def test_a_page_of_a_hub_reads_one_entry_more_than_it_shows(cluster: TwoNo
     assert len(result.rows) == 5
     assert result.cursor is not None
     assert result.statistics.scanned < 200
+
+
+@pytest.mark.parametrize("return_", ["nodes", "edges"])
+@pytest.mark.parametrize("where_node", [None, Comparison("n", "ge", 5)])
+async def test_a_traversal_reads_little_more_of_a_hub_than_it_shows(
+    cluster: TwoNodes, return_: Literal["nodes", "edges"], where_node: Comparison | None
+) -> None:
+    hub, _ = star(cluster, 3_000)
+    leaf = cluster.add_vertex(n=7)
+    cluster.add_edge("K", leaf, hub)
+    cluster.update(hub, n=8)
+    for start, max_depth in ((hub, 1), (leaf, 2), (leaf, 4)):
+        query = Traverse(
+            start=(start,), max_depth=max_depth, limit=5, return_=return_, where_node=where_node
+        )
+        result = await cluster.ask(query)
+        assert (len(result.rows), result.bound) == (5, "limit")
+        assert result.statistics.scanned < 700
+
+
+async def test_a_traversal_stops_in_the_middle_of_a_hub_at_its_bounds(cluster: TwoNodes) -> None:
+    hub, _ = star(cluster, 3_000)
+    query = Traverse(start=(hub,), max_depth=1, limit=10_000)
+    result = await cluster.ask(query, limits=LimitConfig(query_visited_max=100))
+    assert (len(result.rows), result.bound) == (99, "visited")
+    assert result.statistics.scanned < 3_500
+    cluster.alpha.delay = cluster.mesh["beta"].delay = 0.2
+    with pytest.raises(OutcomeUnknown, match="timeout_ms"):
+        await cluster.ask(query, timeout=0.1)
+
+
+@pytest.mark.parametrize("direction", ["out", "in", "both"])
+async def test_a_path_does_not_read_a_hub_to_its_end(
+    cluster: TwoNodes, direction: Direction
+) -> None:
+    """Whichever end it is, and where it lies between them: the other side has few edges."""
+    hub, edges = star(cluster, 3_000)
+    near = cluster.graph.edges[edges[7]].target
+    end = cluster.add_vertex()
+    cluster.add_edge("K", near, end)
+    for source, target, length in ((hub, end, 2), (hub, near, 1)):
+        ends = (target, source) if direction == "in" else (source, target)
+        query = ShortestPath(source=ends[0], target=ends[1], direction=direction)
+        result = await cluster.ask(query)
+        assert [cast("PathRow", row).length for row in result.rows] == [length]
+        assert result.statistics.scanned < 700
 
 
 # Bounds

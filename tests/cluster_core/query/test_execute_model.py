@@ -10,6 +10,7 @@ from collections import Counter
 from itertools import pairwise
 from random import Random
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from cluster_core.errors import NotFound
 from cluster_core.graph.entities import Edge, Vertex
 from cluster_core.graph.indexes import IndexDefinition
 from cluster_core.graph.values import Value
+from cluster_core.query import traverse
 from cluster_core.query.ordering import order_key
 from cluster_core.query.plan import (
     GROUP_BY_LABEL,
@@ -393,7 +395,9 @@ async def test_traverse_reaches_each_vertex_and_edge_at_its_smallest_depth(
         return_=data.draw(st.sampled_from(["nodes", "edges"])),
     )
     nodes, edges = bfs(graph, query)
-    result = await cluster.ask(query, at=at, node=data.draw(st.sampled_from(sorted(cluster.mesh))))
+    with patch.object(traverse, "PIECE_MIN", data.draw(st.sampled_from([1, 256]))):
+        node = data.draw(st.sampled_from(sorted(cluster.mesh)))
+        result = await cluster.ask(query, at=at, node=node)
     got: list[Any]
     if query.return_ == "nodes":
         rows = cast("list[TraversedVertex]", result.rows)
@@ -403,9 +407,28 @@ async def test_traverse_reaches_each_vertex_and_edge_at_its_smallest_depth(
         links = cast("list[TraversedEdge]", result.rows)
         got, expected = [(row.edge.digest, row.depth) for row in links], edges
         assert all(row.edge == graph.edges[row.edge.digest] for row in links)
-    assert got == expected[: query.limit]
     assert result.truncated == (len(expected) > query.limit)
+    if result.truncated:
+        _check_cut(graph, query, got, expected)
+    else:
+        assert got == expected
     assert result.bound == ("limit" if result.truncated else None)
+
+
+def _check_cut(graph: Snapshot, query: Traverse, got: list[Any], expected: list[Any]) -> None:
+    """All rows of the depths before the last one, and of that as many as there is room for."""
+    assert len(got) == query.limit
+    last = got[-1][1]
+    whole = [row for row in expected if row[1] < last]
+    assert got[: len(whole)] == whole
+    rest = got[len(whole) :]
+    assert [row[0] for row in rest] == sorted({row[0] for row in rest})
+    assert {row[:2] for row in rest} <= {row[:2] for row in expected if row[1] == last}
+    if query.return_ == "nodes" and last > 0:
+        followed = dict(bfs(graph, structs.replace(query, min_depth=0))[1])
+        for vertex, _, via in rest:
+            assert followed[via] == last
+            assert vertex in (graph.edges[via].source, graph.edges[via].target)
 
 
 def lightest(graph: Snapshot, query: ShortestPath) -> float | None:

@@ -47,6 +47,7 @@ from cluster_core.query.host import ReadPoint
 from cluster_core.query.local import run_task_bytes
 from cluster_core.query.plan import Query
 from cluster_core.query.results import QueryResult
+from cluster_core.replication import history
 from cluster_core.storage import keys
 from cluster_core.storage.memory import MemoryEngine
 from cluster_core.storage.mvcc import newest
@@ -219,6 +220,16 @@ class TwoNodes:
             del self.graph.edges[digest]
         else:
             del self.graph.vertices[digest]
+
+    def collect(self, horizon: Timestamp) -> None:
+        """Give up what no read at ``horizon`` or later sees, and refuse reads below it."""
+        for node in self.mesh.values():
+            node.horizon = horizon
+        for partition in range(PARTITIONS):
+            group = group_of(partition)
+            collection = history.Collection(self._engine(group), group, horizon)
+            while collection.step():
+                pass
 
     # Indexes
 
