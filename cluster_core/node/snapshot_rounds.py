@@ -483,8 +483,9 @@ class SnapshotRounds:
 
         Twice in each round of anybody: 15 us with 64 groups, for nothing is made but tuples.
         """
+        # Who has just been deposed has a new term already, and an evaluation until its next flush.
         seen = [
-            (replica, raft.term, replica.evaluation, raft.configuration)
+            (replica, raft.term, replica.evaluation if raft.is_leader else None, raft.configuration)
             for replica in self._host.replicas.values()
             for raft in (replica.raft,)
         ]

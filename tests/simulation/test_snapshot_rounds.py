@@ -15,8 +15,10 @@ from cluster_core.graph.operations import CreateNode, UpdateNode
 from cluster_core.hlc import wall_of
 from cluster_core.node.snapshot_rounds import SnapshotRounds
 from cluster_core.query.plan import Get
+from cluster_core.raft import Configuration
 from cluster_core.replication.holds import Reader
 from cluster_core.replication.replica import Replica
+from cluster_core.wire.messages import Heartbeat
 from tests.simulation.world import SimNode, World, simulate
 
 pytestmark = pytest.mark.simulation
@@ -200,5 +202,27 @@ def test_a_reader_that_is_refused_for_ever_leaves_the_clocks_near_wall_time(
         await reader.ask(look)
         for node in world.nodes:
             assert wall_of(node.cluster.node.clock.latest) - node.clock.wall_ms() < 1_000
+
+    in_a_cluster(scenario)
+
+
+def test_a_leader_that_was_just_deposed_does_not_say_that_it_leads_in_the_new_term() -> None:
+    """Its evaluation lasts until the next flush, and a question may come before that."""
+
+    async def scenario(world: World) -> None:
+        node, replica = leading(world, 1)
+        other = next(one for one in world.nodes if one is not node)
+
+        async def depose(cluster: KotobaCluster) -> list[Configuration | None]:
+            rounds, raft = cluster.node.reads.rounds, replica.raft
+            rival = replica.voter_at(other.name)
+            assert rival is not None
+            heard = Heartbeat(1, rival, raft.replica, raft.term + 1, 0, 0)
+            cluster.node.host.on_messages(other.name, [heard])
+            assert replica.evaluation is not None
+            rounds._look()
+            return [here.leads for here in rounds._table if here.group == 1]
+
+        assert await node.ask(depose) == [None]
 
     in_a_cluster(scenario)
