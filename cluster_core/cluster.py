@@ -32,6 +32,7 @@ from cluster_core.graph.operations import (
     OperationResult,
     TransactionResult,
 )
+from cluster_core.hlc import HybridClock, first_of_ms
 from cluster_core.membership.forming import (
     FORMING,
     Forming,
@@ -307,10 +308,17 @@ class KotobaCluster:
             bus=self._bus,
             on_storage_full=self._reopen_when_there_is_room,
             storage_was_full=self._was_full,
-            first_request=self._first_request,
+            first_request=self._above_earlier_requests(clock),
         )
         self._node.start()
         self._founded.set()
+
+    def _above_earlier_requests(self, clock: HybridClock) -> int:
+        """A number above those of all requests of earlier compositions, also of earlier processes:
+        a peer may still be at work on one of them, and answers by its number. They are given much
+        more slowly than timestamps, and a restarted clock begins above what it gave."""
+        wall = first_of_ms(self._wall.wall_ms())  # on a new disk the clock begins with nothing
+        return max(self._first_request, clock.latest, wall)
 
     # What the transport tells (ports.Receiver).
 
