@@ -27,7 +27,7 @@ from cluster_core.errors import (
 from cluster_core.graph.entities import Entity
 from cluster_core.graph.indexes import IndexDefinition
 from cluster_core.graph.records import decode_record, edge_ends
-from cluster_core.hlc import HybridClock, format_timestamp
+from cluster_core.hlc import HybridClock, format_timestamp, wall_of
 from cluster_core.node.snapshot_rounds import Snapshot, SnapshotRounds
 from cluster_core.ports import Engine
 from cluster_core.query.host import ReadAgain, ReadPoint
@@ -200,13 +200,17 @@ class Reads:
 
     async def _wait_for_clock(self, timestamp: Timestamp, deadline: float) -> None:
         """A client's timestamp never moves our clock: one that is ahead waits, within bounds."""
-        ahead_ms = (timestamp >> 16) - (self._clock.now() >> 16)
-        if ahead_ms > self._config.replication.clock_offset_ms_max:
-            why = "is in the future"
-            raise InvalidRequest(f"as_of {why}", errors=[{"where": "as_of", "why": why}])
-        if ahead_ms >= 0:
-            remaining = deadline - asyncio.get_running_loop().time()
-            await asyncio.sleep(min(remaining, (ahead_ms + 1) / 1000))
+        loop = asyncio.get_running_loop()
+        while (now := self._clock.now()) < timestamp:
+            ahead_ms = wall_of(timestamp) - wall_of(now)
+            if ahead_ms > self._config.replication.clock_offset_ms_max:
+                why = "is in the future"
+                raise InvalidRequest(f"as_of {why}", errors=[{"where": "as_of", "why": why}])
+            # Longer than this where our clock is ahead of wall time: so we look again.
+            ready_at = loop.time() + (ahead_ms + 1) / 1000
+            await asyncio.sleep(min(ready_at, deadline) - loop.time())
+            if loop.time() >= deadline:
+                raise OutcomeUnknown("as_of is ahead of this node's clock; try again")
 
     async def _latest(self, group: GroupId, deadline: float) -> ReadPoint:
         node = await self._router.find_leader(group, deadline)

@@ -1,4 +1,4 @@
-"""A node whose clock is far ahead, in a whole cluster: it leads nothing, says so, harms nobody."""
+"""Clocks that are far ahead, and clients who ask for times that are, in a whole cluster."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import asyncio
 
 import pytest
 
-from cluster_core.hlc import wall_of
+from cluster_core.cluster import KotobaCluster
+from cluster_core.errors import OutcomeUnknown
+from cluster_core.hlc import COUNTER_BITS, wall_of
 from cluster_core.node.observe import health_of, readiness_of
+from cluster_core.query.plan import Count
 from tests.simulation.clock import EPOCH_MS
 from tests.simulation.watch import Watch
 from tests.simulation.workload import Client, History
@@ -80,4 +83,44 @@ def test_a_cluster_is_founded_beside_a_node_whose_clock_is_far_ahead() -> None:
         assert history.acknowledged
 
     world = simulate(2, scenario)
+    assert not world.failures, "\n".join(world.failures)
+
+
+def test_reads_of_what_is_to_come_do_not_push_the_clocks_ahead() -> None:
+    """Each of a client that waits for nothing would ask for half a second more."""
+
+    async def scenario(world: World) -> None:
+        world.start_all()
+        await world.until_ready()
+
+        async def ask_ahead(cluster: KotobaCluster) -> None:
+            ahead = cluster.now() + (400 << COUNTER_BITS)
+            with pytest.raises(OutcomeUnknown):
+                await cluster.execute_query(Count(), as_of=ahead, timeout_ms=1)
+
+        for _ in range(20):
+            await world.nodes[0].ask(ask_ahead)
+        for node in world.nodes:
+            assert wall_of(node.cluster.now()) - node.clock.wall_ms() < 1_000
+
+    world = simulate(1, scenario)
+    assert not world.failures, "\n".join(world.failures)
+
+
+def test_a_read_of_what_is_to_come_waits_until_it_has() -> None:
+    async def scenario(world: World) -> None:
+        world.start_all()
+        await world.until_ready()
+
+        async def ask_ahead(cluster: KotobaCluster) -> None:
+            clock = cluster.node.clock
+            clock.merge(cluster.now() + (300 << COUNTER_BITS))  # as a snapshot may have it
+            ahead = cluster.now() + (300 << COUNTER_BITS)
+            await cluster.execute_query(Count(), as_of=ahead)
+            assert max(one.clock.wall_ms() for one in world.nodes) >= wall_of(ahead)
+
+        node = world.nodes[0]
+        await node.ask(ask_ahead)
+
+    world = simulate(1, scenario)
     assert not world.failures, "\n".join(world.failures)
