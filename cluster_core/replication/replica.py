@@ -15,7 +15,7 @@ from typing import Final, Literal
 from cluster_core.config import RaftConfig
 from cluster_core.errors import KotobaError, NoLeader, OutcomeUnknown, Overloaded, StorageFull
 from cluster_core.hlc import HybridClock
-from cluster_core.ports import DATA, Batch, Engine, Random
+from cluster_core.ports import DATA, Batch, Engine, Random, Scan
 from cluster_core.raft import (
     Change,
     Configuration,
@@ -328,13 +328,15 @@ class Replica:
         if self.failed is not None:
             raise self.failed
 
-    def table(self, table: bytes) -> list[tuple[bytes, bytes]]:
-        """All applied pairs of a table without versions, keys without their prefix."""
+    def scan(self, table: bytes) -> Scan:
+        """The applied pairs of a table, as of now."""
         prefix = keys.table_prefix(self.group, table)
-        return [
-            (key[len(prefix) :], value)
-            for key, value in self._engine.scan(DATA, prefix, keys.after(prefix))
-        ]
+        return self._engine.scan(DATA, prefix, keys.after(prefix))
+
+    def table(self, table: bytes) -> list[tuple[bytes, bytes]]:
+        """All applied pairs of a small table without versions, keys without their prefix."""
+        prefix = keys.table_prefix(self.group, table)
+        return [(key[len(prefix) :], value) for key, value in self.scan(table)]
 
     def durable(self, index: int) -> asyncio.Future[None]:
         """Done when this node's own disk has the entry at ``index``, whatever others have."""

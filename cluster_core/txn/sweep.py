@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Awaitable
 from typing import Final
 
 from cluster_core.config import ClusterConfig
@@ -29,8 +30,14 @@ log = logging.getLogger("kotoba.sweep")
 FORGET_EVERY: Final = 60
 """Sweeps between two looks for what has expired; a look reads whole tables."""
 
+PAUSE_AFTER: Final = 256
+"""Pairs that a look reads between two pauses: a millisecond or two. A partition may remember a
+hundred thousand requests; read at one go they would hold up all heartbeats for half a second."""
+
 FORGET_MAX: Final = 1_000
-"""Entries forgotten by one command, so that no entry of the log becomes a giant."""
+"""Entries of a kind forgotten by one command, so that no entry of the log becomes a giant."""
+
+_Pair = tuple[bytes, bytes]
 
 
 class Sweep:
@@ -47,28 +54,38 @@ class Sweep:
 
     async def run(self) -> None:
         """Sweep until cancelled."""
-        rounds = 0
+        await asyncio.gather(self._recover_forever(), self._forget_forever())
+
+    def _led(self) -> list[Replica]:
+        return [one for one in self._router.host.replicas.values() if one.evaluation is not None]
+
+    async def _recover_forever(self) -> None:
         while True:
             await asyncio.sleep(self._config.sweep_interval_ms / 1000)
-            rounds += 1
-            led = [one for one in self._router.host.replicas.values() if one.evaluation is not None]
-            forget = rounds % FORGET_EVERY == 0
-            await asyncio.gather(*(self._sweep(replica, forget=forget) for replica in led))
+            await asyncio.gather(*(self._guarded(one, self._recover(one)) for one in self._led()))
 
-    async def _sweep(self, replica: Replica, *, forget: bool) -> None:
-        silence_ms = self._config.coordinator_silence_ms
-        silent_since = asyncio.get_running_loop().time() - silence_ms / 1000
+    async def _forget_forever(self) -> None:
+        """One group after the other: together they take the share of one."""
+        while True:
+            await asyncio.sleep(FORGET_EVERY * self._config.sweep_interval_ms / 1000)
+            for replica in self._led():
+                await self._guarded(replica, self._forget(replica))
+
+    async def _guarded(self, replica: Replica, work: Awaitable[None]) -> None:
         try:
-            if replica.intents:
-                await self._transactions.recover_intents(replica, silent_since)
-            await self._transactions.recover_records(replica, self._ago(silence_ms))
-            if forget:
-                await self._forget(replica)
+            await work
         except KotobaError as error:
             log.debug("group %d, next time: %s", replica.group, error.detail)
         except Exception:
             # The sweep is what ends the life of orphans: it must outlive any bug in its way.
             log.exception("the sweep of group %d failed", replica.group)
+
+    async def _recover(self, replica: Replica) -> None:
+        silence_ms = self._config.coordinator_silence_ms
+        silent_since = asyncio.get_running_loop().time() - silence_ms / 1000
+        if replica.intents:
+            await self._transactions.recover_intents(replica, silent_since)
+        await self._transactions.recover_records(replica, self._ago(silence_ms))
 
     def _ago(self, ms: int) -> Timestamp:
         return self._clock.latest - (ms << 16)
@@ -79,43 +96,58 @@ class Sweep:
         evaluation = replica.evaluation
         if evaluation is None:
             return
-        group, horizon = replica.group, self._ago(self._config.transaction_horizon_ms)
-        expired = self._expired_dedupe(replica)
-        behind = self._behind(replica, horizon)
-        if not expired and not behind:
+        horizon = self._ago(self._config.transaction_horizon_ms)
+        behind = await self._behind(replica, horizon)
+        expired = await self._expired_dedupe(replica)
+        if replica.evaluation is not evaluation:
+            return
+        # It was read some time ago, and beside what is in flight.
+        gone = [key for key, value in behind + expired if evaluation.plain(key) == value]
+        if not gone:
             return
         draft = replica.draft()
         draft.advance(self._clock.now())
         if behind and horizon > read_horizon(evaluation):
-            draft.put(keys.state(group, b"horizon"), horizon.to_bytes(8, "big"))
-        for key in (behind + expired)[:FORGET_MAX]:
+            draft.put(keys.state(replica.group, b"horizon"), horizon.to_bytes(8, "big"))
+        for key in gone:
             draft.delete(key)
         await replica.propose(draft, asyncio.get_running_loop().time() + self._deadline_s)
 
-    def _behind(self, replica: Replica, horizon: Timestamp) -> list[bytes]:
-        group = replica.group
-        refusals = [
-            keys.refusal(group, transaction)
-            for transaction, begin in replica.table(keys.REFUSAL)
-            if int.from_bytes(begin, "big") <= horizon
-        ]
-        records = [
-            keys.record(group, transaction)
-            for transaction, value in replica.table(keys.RECORD)
-            if (record := decode_record(value)).state is RecordState.ABORTED
-            and record.begin <= horizon
-        ]
-        return refusals + records
+    async def _behind(self, replica: Replica, horizon: Timestamp) -> list[_Pair]:
+        """The first of those behind the horizon."""
+        behind: list[_Pair] = []
+        async for key, begin in _read(replica, keys.REFUSAL):
+            if int.from_bytes(begin, "big") <= horizon and len(behind) < FORGET_MAX:
+                behind.append((key, begin))
+        async for key, value in _read(replica, keys.RECORD):
+            record = decode_record(value)
+            aborted = record.state is RecordState.ABORTED and record.begin <= horizon
+            if aborted and len(behind) < FORGET_MAX:
+                behind.append((key, value))
+        return behind
 
-    def _expired_dedupe(self, replica: Replica) -> list[bytes]:
+    async def _expired_dedupe(self, replica: Replica) -> list[_Pair]:
         """Also counts what is kept: a partition whose dedupe entries are full takes no more."""
         oldest = self._ago(self._config.dedupe_retention_ms)
-        entries = replica.table(keys.DEDUPE)
-        expired = [
-            keys.dedupe(replica.group, nonce)
-            for nonce, value in entries
-            if decode_dedupe(value).timestamp < oldest
-        ]
-        kept = len(entries) - len(expired)
+        expired: list[_Pair] = []
+        kept = 0
+        async for key, value in _read(replica, keys.DEDUPE):
+            if decode_dedupe(value).timestamp >= oldest:
+                kept += 1
+            elif len(expired) < FORGET_MAX:
+                expired.append((key, value))
         replica.dedupe_full = kept >= self._config.dedupe_entries_max
         return expired
+
+
+async def _read(replica: Replica, table: bytes) -> AsyncIterator[_Pair]:
+    """The applied pairs of a table, as of now, with pauses."""
+    scan = replica.scan(table)
+    unpaused = 0
+    while pairs := scan.fetch():
+        for pair in pairs:
+            yield pair
+        unpaused += len(pairs)
+        if unpaused >= PAUSE_AFTER:
+            unpaused = 0
+            await asyncio.sleep(0)
