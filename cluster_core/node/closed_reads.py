@@ -86,15 +86,12 @@ class ClosedReads:
         return self._closed.among([group_of(partition) for partition in partitions])
 
     def _point(self, timestamp: Timestamp, partitions: Sequence[int]) -> ReadPoint:
-        """Whoever serves a partition that has no replica here waits for what is closed there."""
-        replicas = self._host.replicas
-        groups = [(partition, group_of(partition)) for partition in partitions]
-        elsewhere = {
-            partition: self._closed.of(group).last_index
-            for partition, group in groups
-            if group not in replicas
+        """With the indexes of all, as a strong one: a replica that covers it now may be replaced by
+        one that does not yet, before the query comes to it."""
+        applied = {
+            partition: self._closed.of(group_of(partition)).last_index for partition in partitions
         }
-        return ReadPoint(timestamp, elsewhere)
+        return ReadPoint(timestamp, applied)
 
     def time_for(self, digest: Digest, oldest: Timestamp) -> Timestamp | None:
         """The newest time at which the partition that ``digest`` names can be read here, if it is

@@ -53,11 +53,11 @@ async def run_task_bytes(host: QueryHost, request: bytes) -> bytes:
 async def run_task(task: Task, host: QueryHost, point: ReadPoint, budget: Budget) -> Result:
     """Run ``task`` here. Raises ReadAgain, and what the host raises when it cannot serve."""
     partitions = partitions_of(task)
+    replicas = [host.require_history(partition, point.timestamp) for partition in partitions]
     for partition in partitions:
         index = point.applied.get(partition)
         if index is not None:
             await host.wait_applied(partition, index)
-    replicas = [host.require_history(partition, point.timestamp) for partition in partitions]
     result = await _run(task, Work(host, point, budget))
     if replicas != [host.require_history(partition, point.timestamp) for partition in partitions]:
         raise NoLeader("a replica was replaced while it was read; ask again")

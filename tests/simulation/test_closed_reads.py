@@ -126,6 +126,24 @@ def test_what_is_closed_is_served_without_a_leader_in_reach() -> None:
     simulate(3, scenario)
 
 
+def test_what_is_closed_names_what_every_replica_has_to_have_applied() -> None:
+    """Also those that are here: another replica may have come before they are read."""
+
+    async def scenario(world: World) -> None:
+        await ready(world)
+        await create(world.nodes[0], 1)
+        await asyncio.sleep(_SETTLED_S)
+        node = world.nodes[1].cluster.node
+        partitions = range(node.founding.partition_count)
+        point = node.closed_reads.newest(1, partitions)
+        assert point is not None
+        assert sorted(point.applied) == list(partitions)
+        for partition, index in point.applied.items():
+            assert 0 < index <= node.host.replicas[partition + 1].applied
+
+    simulate(3, scenario)
+
+
 def test_a_bounded_staleness_is_served_here_where_it_can_be() -> None:
     async def scenario(world: World) -> None:
         await ready(world)

@@ -13,6 +13,7 @@ from cluster_core.config import LimitConfig
 from cluster_core.errors import (
     HistoryCollected,
     InvalidRequest,
+    NoLeader,
     NotFound,
     OutcomeUnknown,
     TooLarge,
@@ -470,6 +471,21 @@ async def test_a_replica_waits_until_it_has_applied_the_read_point(cluster: TwoN
     await cluster.ask(Get(cids=(vertex,)), point=ReadPoint(cluster.now, {home: 7}))
     assert serving.waited == [(home, 7)]
     assert serving.settled == [(home, cluster.now, [vertex])]
+
+
+async def test_a_replica_that_is_replaced_while_others_catch_up_counts_for_nothing(
+    cluster: TwoNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one may have applied less."""
+    star(cluster, 5)
+
+    async def replace_it(_partition: int, _index: int) -> None:
+        cluster.alpha.replica += 1
+
+    monkeypatch.setattr(cluster.alpha, "wait_applied", replace_it)
+    everywhere = dict.fromkeys(range(PARTITIONS), 7)
+    with pytest.raises(NoLeader):
+        await cluster.ask(Count(), point=ReadPoint(cluster.now, everywhere))
 
 
 async def test_an_eventual_read_takes_what_is_there(cluster: TwoNodes) -> None:

@@ -70,6 +70,8 @@ class QueryNode:
         """Raised by the next settle."""
         self.delay = 0.0
         self.horizon: Timestamp = 0
+        self.replica: ReplicaId = 1
+        """Of each partition."""
         self.known: list[IndexDefinition] = []
         """The property indexes that this node takes for ready."""
         self._mesh = mesh
@@ -95,7 +97,7 @@ class QueryNode:
         assert self.serving_node(partition) == self.node_id
         if timestamp < self.horizon:
             raise HistoryCollected("it is older than what is kept")
-        return 1
+        return self.replica
 
     def detaching(self, partition: int) -> frozenset[Digest]:
         return frozenset()
