@@ -377,6 +377,10 @@ class Writes:
             dedupe = entity_nonce(principal, key, index, 0)
             print_ = fingerprint(operation)
         check = key is not None or nonce is not None
+        if isinstance(operation, CreateEdge):
+            # When the connection to its leader breaks it is tried again, and the first try, which
+            # may wait for a lock there, must not come after what has followed the second one.
+            check = True
         if isinstance(operation, CreateNode | CreateEdge):
             if key is not None:
                 placed = place_creation(operation, principal, key, index, self._partition_count)
