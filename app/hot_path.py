@@ -13,21 +13,22 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import lru_cache
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from msgspec.structs import replace
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from app.batch import Batch, keys_of, read_json_batch, read_ndjson_batch, refuse_repeated_keys
 from app.metrics import Metrics
 from app.ports import Database
 from app.problems import Answer, ClientGone, error_answer, invalid, invalid_body
-from app.reading import read_entity, timeout_of
+from app.reading import read_blocks, read_entity, timeout_of
 from app.rendering import (
+    archive_answer,
     batch_answer,
     index_json,
     json_answer,
@@ -49,7 +50,7 @@ from app.requests import (
     session_of,
     while_connected,
 )
-from app.schemas.indexes import INDEX_REQUEST, IndexRequest
+from app.schemas.indexes import INDEX_REQUEST
 from app.schemas.operations import (
     OPERATION,
     BatchParameters,
@@ -57,9 +58,11 @@ from app.schemas.operations import (
     WriteParameters,
 )
 from app.schemas.queries import QUERY_REQUEST, QueryRequest
-from app.schemas.reads import NodeParameters, NoParameters
-from app.schemas.status import LEADER_REQUEST, PARTITION_NUMBER, LeaderRequest
+from app.schemas.reads import BLOCKS_REQUEST, NodeParameters, NoParameters
+from app.schemas.status import LEADER_REQUEST, PARTITION_NUMBER
+from app.schemas.values import RequestModel
 from app.transactions import read_transaction
+from cluster_core.errors import NotFound
 from cluster_core.graph.cid import parse_cid
 from cluster_core.graph.entities import Vertex
 from cluster_core.graph.operations import CreateEdge, CreateNode, Operation
@@ -67,6 +70,7 @@ from cluster_core.hlc import parse_timestamp
 
 __all__ = [
     "BATCH_PATH",
+    "BLOCKS_PATH",
     "EXPLAIN_PATH",
     "INDEXES_PATH",
     "LEADER_PATH",
@@ -79,12 +83,14 @@ __all__ = [
 ]
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+M = TypeVar("M", bound=RequestModel)
 Answering = Callable[[Scope, Receive], Coroutine[Any, Any, Answer]]
 
 OPERATIONS_PATH: Final = "/v1/operations"
 BATCH_PATH: Final = "/v1/operations/batch"
 TRANSACTIONS_PATH: Final = "/v1/transactions"
 QUERY_PATH: Final = "/v1/query"
+BLOCKS_PATH: Final = "/v1/blocks"
 EXPLAIN_PATH: Final = "/v1/query/explain"
 INDEXES_PATH: Final = "/v1/indexes"
 LEADER_PATH: Final = "/v1/partitions/{partition}/leader"
@@ -121,6 +127,7 @@ class HotPath:
         transaction = self._bare(TRANSACTIONS_PATH, "POST", self._transaction)
         query = self._bare(QUERY_PATH, "POST", self._query)
         explain = self._bare(EXPLAIN_PATH, "POST", self._explain)
+        blocks = self._bare(BLOCKS_PATH, "POST", self._blocks)
         index = self._bare(INDEXES_PATH, "POST", self._index)
         self.node = self._bare(NODE_PREFIX + "{cid}", "GET", self._node)
         self.by_method_and_path: Final[dict[tuple[str, str], Handler]] = {
@@ -129,6 +136,7 @@ class HotPath:
             ("POST", TRANSACTIONS_PATH): transaction,
             ("POST", QUERY_PATH): query,
             ("POST", EXPLAIN_PATH): explain,
+            ("POST", BLOCKS_PATH): blocks,
             ("POST", INDEXES_PATH): index,
         }
         self.by_route: Final[dict[str, Handler]] = {
@@ -137,6 +145,7 @@ class HotPath:
             TRANSACTIONS_PATH: transaction,
             QUERY_PATH: query,
             EXPLAIN_PATH: explain,
+            BLOCKS_PATH: blocks,
             INDEXES_PATH: index,
             LEADER_PATH: self._bare(LEADER_PATH, "POST", self._leader),
             NODE_PREFIX + "{cid}": self.node,
@@ -266,7 +275,22 @@ class HotPath:
         media_type_of(headers, _JSON_ONLY)
         if scope["query_string"]:
             parameters_of(scope["query_string"], NoParameters)
-        return _read_query(await self._read(receive, headers, QUERY_BYTES_MAX))
+        return _read_request(QUERY_REQUEST, await self._read(receive, headers, QUERY_BYTES_MAX))
+
+    async def _blocks(self, scope: Scope, receive: Receive) -> Answer:
+        headers = headers_of(scope)
+        media_type_of(headers, _JSON_ONLY)
+        if scope["query_string"]:
+            parameters_of(scope["query_string"], NoParameters)
+        body = await self._read(receive, headers, QUERY_BYTES_MAX)
+        request = _read_request(BLOCKS_REQUEST, body)
+        asking = read_blocks(
+            self._database, request.to_plan(), session_of(headers), request.timeout_ms
+        )
+        found = await while_connected(receive, asking)
+        if not found.blocks:
+            raise NotFound("There is none of these blocks")
+        return archive_answer(found.blocks, truncated=found.truncated)
 
     async def _index(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)
@@ -274,7 +298,7 @@ class HotPath:
         if scope["query_string"]:
             parameters_of(scope["query_string"], NoParameters)
         body = await self._read(receive, headers, INDEX_BYTES_MAX)
-        request = _read_index(body)
+        request = _read_request(INDEX_REQUEST, body)
         index, is_new = await self._database.declare_index(request.label, request.property)
         return json_answer(index_json(index), status=201 if is_new else 200)
 
@@ -286,7 +310,8 @@ class HotPath:
         partition: str = scope["path_params"]["partition"]
         if not PARTITION_NUMBER.fullmatch(partition):
             raise invalid("path.partition", "is not the number of a partition")
-        request = _read_leader(await self._read(receive, headers, LEADER_BYTES_MAX))
+        body = await self._read(receive, headers, LEADER_BYTES_MAX)
+        request = _read_request(LEADER_REQUEST, body)
         status = await self._database.transfer_leadership(int(partition), request.node_id)
         return json_answer(msgspec.to_builtins(status))
 
@@ -326,28 +351,10 @@ def _read_operation(body: bytes) -> Operation:
     return model.to_core()
 
 
-def _read_query(body: bytes) -> QueryRequest:
+def _read_request(adapter: TypeAdapter[M], body: bytes) -> M:
+    """The request that ``body`` spells, each of its fields known and given once."""
     try:
-        request = QUERY_REQUEST.validate_json(body)
-    except ValidationError as error:
-        raise invalid_body(error, body) from None
-    refuse_repeated_keys(body)
-    return request
-
-
-def _read_index(body: bytes) -> IndexRequest:
-    try:
-        request = INDEX_REQUEST.validate_json(body)
-    except ValidationError as error:
-        raise invalid_body(error, body) from None
-    request.refuse_unknown()
-    refuse_repeated_keys(body)
-    return request
-
-
-def _read_leader(body: bytes) -> LeaderRequest:
-    try:
-        request = LEADER_REQUEST.validate_json(body)
+        request = adapter.validate_json(body)
     except ValidationError as error:
         raise invalid_body(error, body) from None
     request.refuse_unknown()

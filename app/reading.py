@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from itertools import zip_longest
+from typing import Any, Final, NamedTuple
 
 from app.ports import Database
 from app.problems import Answer, invalid
@@ -13,11 +14,11 @@ from cluster_core.errors import NotFound
 from cluster_core.graph.cid import parse_cid
 from cluster_core.graph.entities import Edge, Vertex
 from cluster_core.hlc import parse_timestamp
-from cluster_core.query.plan import Get, Query
-from cluster_core.query.results import QueryResult
-from cluster_core.types import Timestamp
+from cluster_core.query.plan import Blocks, Get, Query
+from cluster_core.query.results import BlockRow, QueryResult
+from cluster_core.types import Digest, Timestamp
 
-__all__ = ["read", "read_entity", "timeout_of"]
+__all__ = ["FoundBlocks", "read", "read_blocks", "read_entity", "timeout_of"]
 
 _NAMES: Final[dict[type, str]] = {Vertex: "node", Edge: "edge"}
 
@@ -78,3 +79,36 @@ def _not_found(kind: type[Vertex | Edge], cid: str, entity: Any, version: str | 
     if entity is not None:
         return NotFound(f"{cid} is no {name}; ask /v1/{_NAMES[type(entity)]}s", cid=cid)
     return NotFound(f"There is no {name} {cid}", cid=cid)
+
+
+class FoundBlocks(NamedTuple):
+    """Blocks in the order in which they were asked for, without those that are nowhere."""
+
+    blocks: list[tuple[Digest, bytes]]
+    truncated: bool
+    """There was no room for what comes after the last of them."""
+
+
+async def read_blocks(
+    database: Database, query: Blocks, session: Timestamp | None, timeout_ms: int | None
+) -> FoundBlocks:
+    """Whichever replica has a block has the right one. Only that it is nowhere takes a strong
+    read."""
+    places = dict(zip_longest(query.cids, query.sources))
+    told, blocks = list(places), dict[Digest, bytes]()
+    for consistency in ("eventual", "strong"):
+        missing = [digest for digest in told if digest not in blocks]
+        if not missing:
+            break
+        result = await database.execute_query(
+            Blocks(cids=tuple(missing), sources=tuple(places[digest] for digest in missing)),
+            consistency=consistency,
+            session=session if consistency == "strong" else None,
+            timeout_ms=timeout_of(timeout_ms, database.config.limits),
+        )
+        rows = [row for row in result.rows if isinstance(row, BlockRow)]
+        blocks.update((row.digest, row.block) for row in rows)
+        if result.truncated:
+            told = told[: told.index(rows[-1].digest) + 1]
+    found = [(digest, blocks[digest]) for digest in told if digest in blocks]
+    return FoundBlocks(found, len(told) < len(places))

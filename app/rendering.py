@@ -12,6 +12,7 @@ import msgspec
 import orjson
 from fastapi import Response
 
+from app.car import archive
 from app.problems import Answer, presentable, problem_document
 from app.schemas.values import written_properties
 from cluster_core.errors import KotobaError
@@ -33,10 +34,11 @@ from cluster_core.query.results import (
     VersionRow,
 )
 from cluster_core.status import IndexStatus
-from cluster_core.types import Timestamp
+from cluster_core.types import Digest, Timestamp
 
 __all__ = [
     "NO_STORE",
+    "archive_answer",
     "as_response",
     "batch_answer",
     "edge_json",
@@ -53,6 +55,7 @@ __all__ = [
 
 NO_STORE: Final = (b"cache-control", b"no-store")
 _JSON: Final = (b"content-type", b"application/json")
+_CAR: Final = b"application/vnd.ipld.car; version=1"
 
 
 def json_answer(document: Any, *headers: tuple[bytes, bytes], status: int = 200) -> Answer:
@@ -67,6 +70,15 @@ def as_response(answer: Answer) -> Response:
     response = Response(answer.body, answer.status)
     response.raw_headers = answer.headers
     return response
+
+
+def archive_answer(blocks: Sequence[tuple[Digest, bytes]], *, truncated: bool) -> Answer:
+    """Blocks as a CAR archive; a header says when a bound has cut it."""
+    body = archive(blocks)
+    headers = [(b"content-type", _CAR), (b"content-length", b"%d" % len(body)), NO_STORE]
+    if truncated:
+        headers.append((b"kotoba-truncated", b"bytes"))
+    return Answer(200, headers, body)
 
 
 def operation_answer(result: OperationResult, *, eventual: bool) -> Answer:

@@ -16,10 +16,10 @@ import itertools
 import random
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -28,7 +28,7 @@ import orjson
 from app.commands import CommandFailed
 from app.commands.client import problem_line
 
-__all__ = ["TRANSIENT", "Answer", "Api", "GaveUp", "together"]
+__all__ = ["TRANSIENT", "Answer", "Api", "GaveUp", "one_ahead", "together"]
 
 TRANSIENT: Final = frozenset(
     {"no_leader", "unavailable", "overloaded", "timeout", "conflict", "rate_limited", "not_leader"}
@@ -43,6 +43,9 @@ _BACKOFF_S_MAX: Final = 5.0
 _RETRIED_STATUS: Final = frozenset({307, 429, 502, 503, 504})
 
 
+T = TypeVar("T")
+
+
 class GaveUp(CommandFailed):
     """The cluster did not take it for longer than we were willing to wait."""
 
@@ -50,6 +53,7 @@ class GaveUp(CommandFailed):
 class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]
+    """By their lower-case names."""
     content: bytes
 
     def json(self) -> Any:
@@ -193,14 +197,15 @@ def _exchange(
     method: str,
     path: str,
     content: bytes | None,
-    headers: Mapping[str, str],
+    sent: Mapping[str, str],
 ) -> Answer:
     """In a thread: send, and read the whole answer."""
     if connection.sock is None:
         _open(connection)
-    connection.request(method, path, content, dict(headers))
+    connection.request(method, path, content, dict(sent))
     response = connection.getresponse()
-    return Answer(response.status, dict(response.headers), response.read())
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, headers, response.read())
 
 
 def _open(connection: http.client.HTTPConnection) -> None:
@@ -220,6 +225,18 @@ async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise failures.exceptions[0] from None
 
 
+async def one_ahead(items: AsyncIterator[T]) -> AsyncIterator[T]:
+    """``items``; while each is worked on, the next one is on its way."""
+    ended = object()
+    coming = asyncio.ensure_future(anext(items, ended))
+    try:
+        while (item := await coming) is not ended:
+            coming = asyncio.ensure_future(anext(items, ended))
+            yield cast("T", item)
+    finally:
+        coming.cancel()
+
+
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).lower()
@@ -236,6 +253,6 @@ def _problem(answer: Answer, url: str) -> str:
 
 def _retry_after(answer: Answer) -> float:
     try:
-        return min(float(answer.headers.get("Retry-After", "0")), _BACKOFF_S_MAX)
+        return min(float(answer.headers.get("retry-after", "0")), _BACKOFF_S_MAX)
     except ValueError:
         return 0.0

@@ -1,7 +1,8 @@
 """Taking the graph out: nodes and edges page by page, and their blocks, all of one snapshot.
 
 The first page says at which time the snapshot is; cursors stay in it, and what is asked for after
-(the edges after the nodes) is asked for as of that time. Memory: one page.
+(the edges after the nodes) is asked for as of that time. Memory: two pages, since the next one
+comes while the last is worked on.
 
 An archive has one root, the *manifest*, from which everything in it can be reached::
 
@@ -23,9 +24,9 @@ from typing import Any, BinaryIO, Final, Literal, NamedTuple
 
 import orjson
 
-from app.bulk.api import Api, together
-from app.bulk.car import CarWriter
+from app.bulk.api import Api, one_ahead, together
 from app.bulk.progress import Meter
+from app.car import CarWriter, archived_blocks
 from app.commands import CommandFailed
 from cluster_core.graph.blocks import decode_block, link_of, linked_digest
 from cluster_core.graph.cid import cid_text, parse_cid
@@ -37,6 +38,8 @@ __all__ = ["PAGE_ROWS", "Exported", "Exporter"]
 PAGE_ROWS: Final = 2_000
 _INDEX_LINKS: Final = 10_000
 """Links on one page of an archive's index: 400 KB, well below the 1 MiB that IPLD tools expect."""
+_BLOCKS_ASKED: Final = 500
+"""In one request: those of a page are read by four nodes at the same time."""
 _TIMEOUT_MS: Final = 60_000
 
 What = Literal["nodes", "edges"]
@@ -116,7 +119,7 @@ class Exporter:
         index = None if archive is None else _Index(archive)
         count = 0
         self._meter.begin(what, await self._count(what))
-        async for rows in self._pages(what):
+        async for rows in one_ahead(self._pages(what)):
             if stream is not None:
                 stream.write(_lines(rows))
             if index is not None:
@@ -163,11 +166,14 @@ class Exporter:
         wanted = [_Wanted(parse_cid(row["version"]), _place_of(row)) for row in rows]
         for one in wanted:
             index.add(one.digest)
-        required = True
+        blocks = await self._blocks(wanted)
+        gone = next((one.digest for one in wanted if one.digest not in blocks), None)
+        if gone is not None:
+            raise CommandFailed(f"the cluster has no block of the version {cid_text(gone)}")
         while wanted:
-            blocks = await self._blocks(wanted, required=required)
             before: list[_Wanted] = []
-            for one, block in zip(wanted, blocks, strict=True):
+            for one in wanted:
+                block = blocks.get(one.digest)
                 if block is None:
                     done.collected += 1
                     continue
@@ -175,23 +181,42 @@ class Exporter:
                 prev = decode_block(block).get("prev")
                 if isinstance(prev, Link):
                     before.append(_Wanted(linked_digest(prev), one.place))
-            wanted, required = before, False
+            wanted = before
+            blocks = await self._blocks(wanted)
 
-    async def _blocks(self, wanted: Sequence[_Wanted], *, required: bool) -> list[bytes | None]:
-        """The blocks in order, asked for over all connections; None for one that is gone."""
-        blocks: list[bytes | None] = [None] * len(wanted)
-        accept = (200,) if required else (200, 404, 410)
-        todo = iter(enumerate(wanted))
+    async def _blocks(self, wanted: Sequence[_Wanted]) -> dict[Digest, bytes]:
+        """The blocks that are there, not verified; asked for over all connections."""
+        blocks: dict[Digest, bytes] = {}
+        starts = iter(range(0, len(wanted), _BLOCKS_ASKED))
 
         async def fetch() -> None:
-            for position, (digest, place) in todo:
-                path = f"/v1/blocks/{cid_text(digest)}?source_cid={place}"
-                answer = await self._api.request("GET", path, accept=accept)
-                if answer.status == HTTPStatus.OK:
-                    blocks[position] = answer.content
+            for start in starts:
+                rest = wanted[start : start + _BLOCKS_ASKED]
+                while rest:
+                    found, rest = await self._some_blocks(rest)
+                    blocks.update(found)
 
         await together(fetch() for _ in range(self._connections))
         return blocks
+
+    async def _some_blocks(
+        self, wanted: Sequence[_Wanted]
+    ) -> tuple[dict[Digest, bytes], Sequence[_Wanted]]:
+        """What one request gives, and what is to be asked for by another."""
+        body = {
+            "cids": [cid_text(one.digest) for one in wanted],
+            "source_cids": [one.place for one in wanted],
+            "timeout_ms": _TIMEOUT_MS,
+        }
+        answer = await self._api.request("POST", "/v1/blocks", body=body, accept=(200, 404))
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return {}, ()
+        found = dict(archived_blocks(answer.content))
+        if "kotoba-truncated" not in answer.headers:
+            return found, ()
+        places = (place for place, one in enumerate(wanted) if one.digest in found)
+        last = max(places, default=len(wanted))
+        return found, wanted[last + 1 :]
 
     def _manifest(
         self,

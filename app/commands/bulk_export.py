@@ -13,9 +13,9 @@ from typing import BinaryIO, Final
 import orjson
 
 from app.bulk.api import Api
-from app.bulk.car import BadBlock
 from app.bulk.exporter import Exported, Exporter
 from app.bulk.progress import duration_text, metered
+from app.car import BadBlock
 from app.commands import CommandFailed
 
 __all__ = ["export_files"]

@@ -7,27 +7,27 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Response
 
 from app.dependencies import ServedDatabase, Session
-from app.hot_path import NODE_PREFIX, HotRoute
+from app.hot_path import BLOCKS_PATH, NODE_PREFIX, HotRoute
 from app.problems import Answer
-from app.reading import read, read_entity
+from app.reading import read, read_blocks, read_entity
 from app.rendering import as_response, query_answer
 from app.schemas.entities import Edge, Node
 from app.schemas.problems import problems
 from app.schemas.queries import EdgesAnswer, HistoryAnswer
 from app.schemas.reads import (
     BlockParameters,
+    BlocksRequest,
     EdgeParameters,
     HistoryParameters,
     NeighbourParameters,
     NodeParameters,
-    ReadParameters,
 )
 from app.schemas.values import CidText
 from cluster_core.errors import NotFound
 from cluster_core.graph import entities
 from cluster_core.graph.cid import parse_cid
-from cluster_core.query.plan import Block, History, Neighbours
-from cluster_core.query.results import BlockRow, VersionRow
+from cluster_core.query.plan import Blocks, History, Neighbours
+from cluster_core.query.results import VersionRow
 
 __all__ = ["hot_router", "router"]
 
@@ -52,7 +52,6 @@ _ENTITY_HEADERS: Final[dict[str, Any]] = {
         "description": "What was given: strong, read_your_writes, eventual or as_of.",
     },
 }
-_EVENTUAL: Final = ReadParameters(consistency="eventual")
 _ENTITY: Final[dict[int | str, dict[str, Any]]] = {
     **_READ_PROBLEMS,
     200: {"headers": _ENTITY_HEADERS},
@@ -145,23 +144,58 @@ async def get_block(
     database: ServedDatabase,
 ) -> Response:
     """The DAG-CBOR block of one version, as any IPLD tool can verify it."""
-    source = parameters.source_cid
-    query = Block(
-        digest=parse_cid(cid, "path.cid"),
-        source=None if source is None else parse_cid(source, "query.source_cid"),
-    )
-    # Whichever replica has it has the right one. Only that it is nowhere takes a strong read.
-    try:
-        result = await read(database, query, _EVENTUAL, None)
-    except NotFound:
-        result = await read(database, query, ReadParameters(), session)
-    row = result.rows[0] if result.rows else None
-    if not isinstance(row, BlockRow):
+    cids = (parse_cid(cid, "path.cid"),)
+    found = None
+    if parameters.source_cid is not None:
+        sources = (parse_cid(parameters.source_cid, "query.source_cid"),)
+        found = await read_blocks(database, Blocks(cids=cids, sources=sources), session, None)
+    if found is None or not found.blocks:
+        found = await read_blocks(database, Blocks(cids=cids), session, None)
+    if not found.blocks:
         raise NotFound(f"There is no block {cid}", cid=cid)
+    ((_, block),) = found.blocks
     headers = [
         (b"content-type", b"application/vnd.ipld.dag-cbor"),
-        (b"content-length", b"%d" % len(row.block)),
+        (b"content-length", b"%d" % len(block)),
         (b"cache-control", b"public, max-age=31536000, immutable"),
         (b"etag", b'"%b"' % cid.encode()),
     ]
-    return as_response(Answer(200, headers, row.block))
+    return as_response(Answer(200, headers, block))
+
+
+@hot_router.post(
+    BLOCKS_PATH,
+    summary="Read many blocks",
+    response_class=Response,
+    responses={
+        **problems(
+            "invalid_request",
+            "not_found",
+            "too_large",
+            "unsupported_media_type",
+            "no_leader",
+            "unavailable",
+            "timeout",
+            "internal",
+        ),
+        200: {
+            "description": "A CAR archive, version 1, of the blocks that there are, in the order "
+            "asked for. Each is a root of it.",
+            "headers": {
+                "Kotoba-Truncated": {
+                    "schema": {"type": "string"},
+                    "description": "`bytes`: there was no room for what comes after the last "
+                    "block; ask for the rest.",
+                }
+            },
+            "content": {
+                "application/vnd.ipld.car": {"schema": {"type": "string", "format": "binary"}}
+            },
+        },
+    },
+)
+async def get_blocks(blocks: BlocksRequest) -> None:
+    """The DAG-CBOR blocks of versions, each once, as any IPLD tool can verify them.
+
+    What is not there is left out; 404 where that is all of them.
+    """

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.problems import invalid
 from app.schemas.operations import TimeoutMs
-from app.schemas.values import COUNT_MAX, CidText
-from cluster_core.query.plan import LIMIT_DEFAULT, Direction
+from app.schemas.values import CID_EXAMPLE, COUNT_MAX, CidText, Items, RequestModel
+from cluster_core.graph.cid import parse_cid
+from cluster_core.query.plan import LIMIT_DEFAULT, Blocks, Direction
 from cluster_core.types import Consistency
 
 __all__ = [
+    "BLOCKS_REQUEST",
     "BlockParameters",
+    "BlocksRequest",
     "EdgeParameters",
     "HistoryParameters",
     "NeighbourParameters",
@@ -70,6 +74,37 @@ class BlockParameters(NoParameters):
             "every partition."
         ),
     ] = None
+
+
+class BlocksRequest(RequestModel):
+    """Blocks by their CIDs."""
+
+    cids: Annotated[Items[CidText], Field(examples=[[CID_EXAMPLE]])]
+    source_cids: Annotated[
+        Items[CidText | None] | None,
+        Field(
+            description="For each of `cids` the node that it is a version of, or where the edge "
+            "begins: it is looked for there alone. Null where that is not known: then every "
+            "partition is asked.",
+            examples=[[CID_EXAMPLE]],
+        ),
+    ] = None
+    timeout_ms: TimeoutMs = None
+
+    def to_plan(self) -> Blocks:
+        sources = self.source_cids or ()
+        if self.source_cids is not None and len(sources) != len(self.cids):
+            raise invalid("source_cids", "must be as many as there are cids")
+        return Blocks(
+            cids=tuple(parse_cid(cid, f"cids.{i}") for i, cid in enumerate(self.cids)),
+            sources=tuple(
+                None if cid is None else parse_cid(cid, f"source_cids.{i}")
+                for i, cid in enumerate(sources)
+            ),
+        )
+
+
+BLOCKS_REQUEST: Final[TypeAdapter[BlocksRequest]] = TypeAdapter(BlocksRequest)
 
 
 class HistoryParameters(ReadParameters):

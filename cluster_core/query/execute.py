@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 from cluster_core.config import LimitConfig
@@ -16,7 +17,7 @@ from cluster_core.query.gather import Gather, Hop, decode_rows
 from cluster_core.query.host import QueryHost, ReadPoint
 from cluster_core.query.paths import shortest_path
 from cluster_core.query.plan import (
-    Block,
+    Blocks,
     Count,
     FindEdges,
     FindNodes,
@@ -34,8 +35,6 @@ from cluster_core.query.tasks import (
     ExpandResult,
     HistoryResult,
     HistoryTask,
-    LocateResult,
-    LocateTask,
     Stored,
 )
 from cluster_core.query.traverse import traverse
@@ -51,7 +50,7 @@ async def execute(
     """Answer ``query`` from the snapshot ``point``; ``deadline`` is a time of the event loop.
 
     A query with a cursor must come with the point that ``cursor_timestamp`` names. Raises
-    InvalidRequest, NotFound (neighbours, history, block), TooLarge (a bound was met and the rows so
+    InvalidRequest, NotFound (neighbours, history), TooLarge (a bound was met and the rows so
     far would mislead), OutcomeUnknown at the deadline, ReadAgain (execute once more, at its time),
     and what the host raises. Cancelling the call ends the work on this node at its next pause.
     """
@@ -98,8 +97,8 @@ async def _answer(query: Query, gather: Gather) -> Answer:
             return await _neighbours(query, gather)
         case History():
             return await _history(query, gather)
-        case Block():
-            return await _block(query, gather)
+        case Blocks():
+            return await _blocks(query, gather)
 
 
 # Entities
@@ -114,10 +113,15 @@ async def _get(query: Get, gather: Gather) -> Answer:
         if query.source is not None:
             await _get_at_home(asked, gather.home(query.source), gather, known)
     unknown = [digest for digest in asked if digest not in known]
-    if unknown:
-        located = await gather.locate(unknown, exact=query.exact)
-        known.update((digest, located[digest].version) for digest in unknown if digest in located)
-    return await _rows_in_order(query.cids, known, gather)
+    all_located = await _get_anywhere(unknown, query.exact, gather, known)
+    # A deletion that is known is not looked for elsewhere, and is no row.
+    live = [digest for digest in query.cids if digest in known and known[digest].record]
+    shown = _as_many_as_fit(live, known, gather)
+    answer = Answer(rows=list(await decode_rows(known[digest] for digest in shown)))
+    for place, digest in enumerate(shown):
+        answer.found.setdefault(digest, place)
+    answer.bound = None if all_located and len(shown) == len(live) else "bytes"
+    return answer
 
 
 async def _get_at_home(
@@ -131,22 +135,24 @@ async def _get_at_home(
     )
 
 
-async def _rows_in_order(
-    cids: Sequence[Digest], known: dict[Digest, Stored], gather: Gather
-) -> Answer:
-    """A deletion that is known is not looked for elsewhere, and is no row."""
-    answer = Answer(rows=[])
+async def _get_anywhere(
+    digests: Sequence[Digest], exact: bool, gather: Gather, known: dict[Digest, Stored]
+) -> bool:
+    """False where not all of them could be looked for."""
+    located, is_whole = await gather.locate(digests, exact=exact)
+    known.update((digest, one.version) for digest, one in located.items())
+    return is_whole
+
+
+def _as_many_as_fit(
+    digests: Sequence[Digest], known: dict[Digest, Stored], gather: Gather
+) -> Sequence[Digest]:
     size = 0
-    live = [digest for digest in cids if digest in known and known[digest].record]
-    for place, digest in enumerate(live):
+    for place, digest in enumerate(digests):
         if size >= gather.limits.query_bytes_max:
-            answer.bound = "bytes"
-            live = live[:place]
-            break
+            return digests[:place]
         size += len(known[digest].record)
-        answer.found.setdefault(digest, place)
-    answer.rows = list(await decode_rows(known[digest] for digest in live))
-    return answer
+    return digests
 
 
 class _Named(NamedTuple):
@@ -156,24 +162,19 @@ class _Named(NamedTuple):
     version: Stored
 
 
-async def _find(digest: Digest, gather: Gather, *, exact: bool) -> _Named:
-    if not exact:
-        (stored,) = await gather.records([digest])
-        if stored is not None:
-            return _Named(gather.home(digest), stored)
-    located = (await gather.locate([digest], exact=exact)).get(digest)
+async def _find(digest: Digest, gather: Gather) -> _Named:
+    (stored,) = await gather.records([digest])
+    if stored is not None:
+        return _Named(gather.home(digest), stored)
+    located = (await gather.locate([digest]))[0].get(digest)
     if located is None:
-        raise _not_found(digest)
+        cid = cid_text(digest)
+        raise NotFound(f"nothing here has the CID {cid}", cid=cid)
     return _Named(located.partition, located.version)
 
 
-def _not_found(digest: Digest) -> NotFound:
-    cid = cid_text(digest)
-    return NotFound(f"nothing here has the CID {cid}", cid=cid)
-
-
 async def _history(query: History, gather: Gather) -> Answer:
-    named = await _find(query.digest, gather, exact=False)
+    named = await _find(query.digest, gather)
     task = HistoryTask(named.partition, named.version.digest, query.limit)
     result = await gather.ask(gather.node_of(named.partition), task, HistoryResult)
     rows: list[Row] = [
@@ -188,25 +189,20 @@ def _entity(stored: Stored) -> Entity | None:
     return decode_record(stored.digest, stored.timestamp, stored.record)
 
 
-async def _block(query: Block, gather: Gather) -> Answer:
-    version = await _block_near(query, gather)
-    if version is None:
-        version = (await _find(query.digest, gather, exact=True)).version
-    block = record_block(version.record)
-    return Answer(rows=[BlockRow(digest=query.digest, block=block)])
-
-
-async def _block_near(query: Block, gather: Gather) -> Stored | None:
-    """Where the first version of a vertex would be, or any version at the hinted source."""
-    places = {gather.home(query.digest)}
-    if query.source is not None:
-        places.add(gather.home(query.source))
-    for node, partitions in sorted(gather.by_node(sorted(places)).items()):
-        task = LocateTask(partitions, [query.digest], exact=True)
-        result = await gather.ask(node, task, LocateResult)
-        if result.found:
-            return result.found[0].version
-    return None
+async def _blocks(query: Blocks, gather: Gather) -> Answer:
+    """First where each is said to be, or where it would be as the first version of a vertex."""
+    asked = dict(zip_longest(query.cids, query.sources))
+    places = [gather.home(source or digest) for digest, source in asked.items()]
+    records = await gather.records(list(asked), partitions=places, exact=True)
+    looked_for = list(asked)[: len(records)]
+    known = {one: stored for one, stored in zip(looked_for, records, strict=True) if stored}
+    unknown = [one for one in looked_for if one not in known and asked[one] is None]
+    all_located = await _get_anywhere(unknown, True, gather, known)
+    found = [digest for digest in looked_for if digest in known]
+    shown = _as_many_as_fit(found, known, gather)
+    is_whole = all_located and len(records) == len(asked) and len(shown) == len(found)
+    rows: list[Row] = [BlockRow(digest=one, block=record_block(known[one].record)) for one in shown]
+    return Answer(rows=rows, bound=None if is_whole else "bytes")
 
 
 # Edges of one vertex

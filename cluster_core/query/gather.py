@@ -57,6 +57,8 @@ __all__ = [
 
 CHUNK: Final = 2_048
 """Entities in one request: its columns stay below 100 kB, and no step takes long."""
+LOCATED_MAX: Final = 32
+"""Entities that are looked for everywhere at a time: of 1 MiB each, they are a whole answer."""
 ENTRIES_MAX: Final = 8_192
 """Adjacency entries in one answer, half a megabyte: a hub is read in pieces."""
 PIECE_GROWTH: Final = 4
@@ -189,8 +191,10 @@ class Gather:
         kind: int | None = None,
         partitions: Sequence[int] | None = None,
         bytes_left: int = 0,
+        exact: bool = False,
     ) -> list[Stored | None]:
         """The records of entities by first CID; a vertex's partition follows from its digest.
+        ``exact``: of versions.
 
         May be shorter than ``digests``, when ``bytes_left`` (default: all that a query may return)
         were not enough.
@@ -199,7 +203,7 @@ class Gather:
         left = bytes_left or self.limits.query_bytes_max
         records: list[Stored | None] = []
         for chunk in in_chunks(zip(digests, places, strict=True), CHUNK):
-            column, cut = await self._load_chunk(chunk, LoadTask([], [], kind), left)
+            column, cut = await self._load_chunk(chunk, LoadTask([], [], kind, exact=exact), left)
             for record in column:
                 if left <= 0:
                     return records
@@ -255,19 +259,33 @@ class Gather:
 
     async def locate(
         self, digests: Sequence[Digest], *, exact: bool = False
-    ) -> dict[Digest, Located]:
-        """Entities and versions by any of their CIDs, at whatever partition knows them."""
+    ) -> tuple[dict[Digest, Located], bool]:
+        """Entities and versions by any of their CIDs, at whatever partition knows them; False
+        where those that were found fill an answer, and what came after them was not looked for."""
         found: dict[Digest, Located] = {}
-        for thorough in (False, True):
-            for chunk in in_chunks([each for each in digests if each not in found], CHUNK):
-                tasks: dict[NodeId, Task] = {
-                    node: LocateTask(partitions, chunk, exact, thorough)
-                    for node, partitions in self.every_partition().items()
-                }
-                for _, result in await self.ask_each(tasks, LocateResult):
-                    found.update((located.asked, located) for located in result.found)
-            if self.point.skip_intents:
+        size = 0
+        for chunk in in_chunks(digests, LOCATED_MAX):
+            if size >= self.limits.query_bytes_max:
+                return found, False
+            for located in await self._locate_chunk(chunk, exact):
+                found[located.asked] = located
+                size += len(located.version.record)
+        return found, True
+
+    async def _locate_chunk(self, digests: Sequence[Digest], exact: bool) -> list[Located]:
+        found: list[Located] = []
+        missing = list(digests)
+        for thorough in (False,) if self.point.skip_intents else (False, True):
+            if not missing:
                 break
+            tasks: dict[NodeId, Task] = {
+                node: LocateTask(partitions, missing, exact, thorough)
+                for node, partitions in self.every_partition().items()
+            }
+            for _, result in await self.ask_each(tasks, LocateResult):
+                found += result.found
+            known = {located.asked for located in found}
+            missing = [digest for digest in missing if digest not in known]
         return found
 
     # Edges

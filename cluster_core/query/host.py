@@ -87,9 +87,9 @@ class QueryHost(Protocol):
     ) -> None:
         """Return when every intent prepared at or below ``timestamp`` on ``digests`` is decided.
 
-        An intent is *on* a digest when it locks it, or would write its record, an adjacency entry
-        of it (``source`` of OUT, ``target`` of IN), or a VERSION entry with that digest. None means
-        every intent of the partition. What was decided is applied to the engine by then. Raises
+        An intent is *on* a digest when it locks it: it may write its record, or an adjacency entry
+        of it (``source`` of OUT, ``target`` of IN). None means every intent of the partition. What
+        was decided is applied to the engine by then. Raises
         :class:`ReadAgain` when one committed above ``timestamp`` and the read is strong.
         """
         ...

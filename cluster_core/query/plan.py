@@ -31,7 +31,7 @@ __all__ = [
     "GROUP_BY_LABEL",
     "AllOf",
     "AnyOf",
-    "Block",
+    "Blocks",
     "Comparison",
     "Count",
     "Direction",
@@ -212,17 +212,21 @@ class History(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     limit: int = LIMIT_DEFAULT
 
 
-class Block(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="block"):
-    """The bytes of the block of one version. Raises NotFound when there is none.
+class Blocks(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="blocks"):
+    """The blocks of versions, in the order of ``cids``; what does not exist is left out.
 
-    ``source`` is a hint: the vertex that it is a version of, or where the edge begins.
+    ``sources``, where it is not empty, says of each version where it is: the vertex that it is a
+    version of, or where the edge begins. It is looked for there alone; where that is None, in every
+    partition. Of an answer that is truncated, all up to its last row is told.
     """
 
-    digest: Digest
-    source: Digest | None = None
+    cids: tuple[Digest, ...]
+    sources: tuple[Digest | None, ...] = ()
 
 
-Query = Get | FindNodes | FindEdges | Count | Traverse | ShortestPath | Neighbours | History | Block
+Query = (
+    Get | FindNodes | FindEdges | Count | Traverse | ShortestPath | Neighbours | History | Blocks
+)
 
 Problem = tuple[str, str]
 
@@ -260,10 +264,8 @@ def _problems(query: Query, limits: LimitConfig) -> Iterator[Problem]:
         case History():
             yield from _check_digests("digest", (query.digest,), 1)
             yield from _check_between("limit", query.limit, 1, limits.query_rows_max)
-        case Block():
-            yield from _check_digests("digest", (query.digest,), 1)
-            if query.source is not None:
-                yield from _check_digests("source", (query.source,), 1)
+        case Blocks():
+            yield from _check_blocks(query, limits)
 
 
 def _check_count(query: Count) -> Iterator[Problem]:
@@ -272,6 +274,16 @@ def _check_count(query: Count) -> Iterator[Problem]:
     if query.of == "nodes" and query.label is not None:
         yield "label", "a node has a set of labels; say labels"
     yield from _check_where("where", query.where)
+
+
+def _check_blocks(query: Blocks, limits: LimitConfig) -> Iterator[Problem]:
+    if not query.cids:
+        yield "cids", "must name at least one block"
+    yield from _check_digests("cids", query.cids, limits.query_rows_max)
+    if query.sources and len(query.sources) != len(query.cids):
+        yield "sources", "must be as many as there are CIDs"
+    known = tuple(source for source in query.sources if source is not None)
+    yield from _check_digests("sources", known, limits.query_rows_max)
 
 
 def _check_traverse(query: Traverse, limits: LimitConfig) -> Iterator[Problem]:

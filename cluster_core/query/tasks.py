@@ -94,6 +94,8 @@ class Access(msgspec.Struct, array_like=True, frozen=True):
 class LoadTask(msgspec.Struct, array_like=True, frozen=True, tag=1):
     """Entities by their first CIDs, each in the partition that is known to hold it.
 
+    ``exact``: versions by their CIDs, each in the partition of its entity.
+
     ``want`` records: the records that satisfy ``where``. marks: only whether they do. weights: the
     value of the property ``weight``.
     """
@@ -105,6 +107,7 @@ class LoadTask(msgspec.Struct, array_like=True, frozen=True, tag=1):
     where: bytes = b""
     want: Literal["records", "marks", "weights"] = "records"
     weight: str | None = None
+    exact: bool = False
 
 
 class LocateTask(msgspec.Struct, array_like=True, frozen=True, tag=2):

@@ -21,9 +21,9 @@ from cluster_core.graph.operations import (
     OperationResult,
     TransactionResult,
 )
-from cluster_core.query.plan import Get, Query
+from cluster_core.query.plan import Blocks, Get, Query
 from cluster_core.query.planner import Explanation, explain
-from cluster_core.query.results import QueryResult, Row, Statistics
+from cluster_core.query.results import BlockRow, QueryResult, Row, Statistics
 from cluster_core.status import (
     ClusterStatus,
     HealthStatus,
@@ -95,6 +95,10 @@ class FakeDatabase:
         self.entities: dict[bytes, Vertex | Edge] = {}
         self.rows: list[Row] = []
         self.cursor: str | None = None
+        self.blocks: dict[bytes, bytes] = {}
+        self.blocks_here: dict[bytes, bytes] = {}
+        """Those that an eventual read finds."""
+        self.rows_max: int | None = None
         self.health = HealthStatus(is_healthy=True, failed_nodes_count=0, reasons=[])
         self.ready = ReadyStatus(
             is_ready=True,
@@ -157,8 +161,12 @@ class FakeDatabase:
         rows = self.rows
         if isinstance(query, Get):
             rows = [self.entities[d] for d in query.cids if d in self.entities]
+        if isinstance(query, Blocks):
+            known = self.blocks if how["consistency"] == "strong" else self.blocks_here
+            rows = [BlockRow(digest=d, block=known[d]) for d in query.cids if d in known]
         return QueryResult(
-            rows=rows,
+            rows=rows[: self.rows_max],
+            truncated=self.rows_max is not None and len(rows) > self.rows_max,
             timestamp=TIMESTAMP,
             statistics=Statistics(partitions=64, cluster_nodes=3, scanned=9, elapsed_ms=1.23456),
             cursor=self.cursor,

@@ -3,10 +3,9 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from cluster_core.errors import NotFound
 from cluster_core.graph.cid import cid_text
-from cluster_core.query.plan import Block, Get, History, Neighbours
-from cluster_core.query.results import BlockRow, VersionRow
+from cluster_core.query.plan import Blocks, Get, History, Neighbours
+from cluster_core.query.results import VersionRow
 from tests.app.fake_database import (
     TIMESTAMP,
     TIMESTAMP_TEXT,
@@ -133,9 +132,9 @@ async def test_the_history_of_an_edge_is_none_of_a_node(
 async def test_a_block_is_bytes_that_may_be_kept_for_ever(
     client: httpx.AsyncClient, database: FakeDatabase
 ) -> None:
-    database.rows = [BlockRow(digest=ALICE.version, block=b"\xa0")]
+    database.blocks_here = {ALICE.version: b"\xa0"}
     answer = await client.get(f"/v1/blocks/{A_VERSION}")
-    assert database.call[0] == Block(digest=ALICE.version)
+    assert database.call[0] == Blocks(cids=(ALICE.version,), sources=(None,))
     assert answer.content == b"\xa0"
     assert answer.headers["content-type"] == "application/vnd.ipld.dag-cbor"
     assert "immutable" in answer.headers["cache-control"]
@@ -144,18 +143,30 @@ async def test_a_block_is_bytes_that_may_be_kept_for_ever(
 async def test_a_block_is_read_where_it_is_said_to_be_and_from_any_replica(
     client: httpx.AsyncClient, database: FakeDatabase
 ) -> None:
-    database.rows = [BlockRow(digest=ALICE.version, block=b"\xa0")]
+    database.blocks_here = {ALICE.version: b"\xa0"}
     answer = await client.get(f"/v1/blocks/{A_VERSION}?source_cid={A}")
     assert answer.status_code == 200
     asked, how = database.call
-    assert asked == Block(digest=ALICE.version, source=ALICE.digest)
+    assert asked == Blocks(cids=(ALICE.version,), sources=(ALICE.digest,))
     assert how["consistency"] == "eventual"
 
 
 async def test_only_a_strong_read_says_that_a_block_is_nowhere(
     client: httpx.AsyncClient, database: FakeDatabase
 ) -> None:
-    database.failure = NotFound("nothing here has the CID")
     answer = await client.get(f"/v1/blocks/{A_VERSION}")
     assert answer.status_code == 404
     assert [how["consistency"] for _, how in database.calls] == ["eventual", "strong"]
+
+
+async def test_a_block_that_is_not_where_it_is_said_to_be_is_looked_for_everywhere(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    assert (await client.get(f"/v1/blocks/{A_VERSION}?source_cid={K}")).status_code == 404
+    looked_for = [(asked.sources, how["consistency"]) for asked, how in database.calls]
+    assert looked_for == [
+        ((KNOWS.digest,), "eventual"),
+        ((KNOWS.digest,), "strong"),
+        ((None,), "eventual"),
+        ((None,), "strong"),
+    ]

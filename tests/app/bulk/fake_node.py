@@ -9,10 +9,15 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from cluster_core.graph.cid import cid_text
+from app.car import archive
+from cluster_core.graph.cid import cid_text, parse_cid
+
+RETRY_AFTER_S = "0.01"
 
 Problem = tuple[int, str]
 """Status and code."""
+Reply = tuple[int, bytes, dict[str, str]]
+"""Status, body, and headers of its own."""
 
 
 def cid_of(name: str) -> str:
@@ -35,6 +40,8 @@ class FakeNode:
         self.answers: list[dict[str, Any]] = []
         """Of queries, in order."""
         self.blocks: dict[str, bytes] = {}
+        self.blocks_max: int | None = None
+        """In an archive."""
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -56,29 +63,35 @@ class FakeNode:
         self._thread.join()
         self._server.server_close()
 
-    def answer(
-        self, method: str, path: str, headers: dict[str, str], body: bytes
-    ) -> tuple[int, bytes]:
+    def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Reply:
         with self._lock:
             if path == "/v1/status":
-                return 200, json.dumps(self._status()).encode()
+                return 200, json.dumps(self._status()).encode(), {}
             trouble = self.trouble.pop(0) if self.trouble else None
             if trouble is not None and not self.executed_before_trouble:
                 return _problem(*trouble)
             answer = self._work(path, headers, body)
             return answer if trouble is None else _problem(*trouble)
 
-    def _work(self, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
+    def _work(self, path: str, headers: dict[str, str], body: bytes) -> Reply:
         if path.startswith("/v1/operations/batch"):
             document = self._batch(json.loads(body)["operations"], headers["idempotency-key"])
-            return 200, json.dumps(document).encode()
+            return 200, json.dumps(document).encode(), {}
         if path == "/v1/query":
             self.queries.append(json.loads(body))
             if self.queries[-1]["query"]["kind"] == "count":
                 return _problem(504, "timeout")
-            return 200, json.dumps(self.answers.pop(0)).encode()
-        block = self.blocks.get(path.removeprefix("/v1/blocks/").partition("?")[0])
-        return _problem(404, "not_found") if block is None else (200, block)
+            return 200, json.dumps(self.answers.pop(0)).encode(), {}
+        assert path == "/v1/blocks"
+        return self._archive(json.loads(body)["cids"])
+
+    def _archive(self, cids: list[str]) -> Reply:
+        found = [(parse_cid(cid), self.blocks[cid]) for cid in cids if cid in self.blocks]
+        if not found:
+            return _problem(404, "not_found")
+        is_cut = self.blocks_max is not None and len(found) > self.blocks_max
+        headers = {"kotoba-truncated": "bytes"} if is_cut else {}
+        return 200, archive(found[: self.blocks_max]), headers
 
     def _batch(self, operations: list[dict[str, Any]], key: str) -> dict[str, Any]:
         self.keys.append(key)
@@ -110,8 +123,10 @@ class FakeNode:
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                status, content = fake.answer(self.command, self.path, headers, body)
+                status, content, more = fake.answer(self.command, self.path, headers, body)
                 self.send_response(status)
+                for name, value in more.items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
@@ -124,5 +139,6 @@ class FakeNode:
         return Handler
 
 
-def _problem(status: int, code: str) -> tuple[int, bytes]:
-    return status, json.dumps({"code": code, "detail": f"it is {code}"}).encode()
+def _problem(status: int, code: str) -> Reply:
+    content = json.dumps({"code": code, "detail": f"it is {code}"}).encode()
+    return status, content, {"retry-after": RETRY_AFTER_S} if status == 503 else {}

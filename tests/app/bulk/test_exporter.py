@@ -12,9 +12,9 @@ import pytest
 from app.bulk import api as api_module
 from app.bulk import exporter as exporter_module
 from app.bulk.api import Api
-from app.bulk.car import BadBlock, CarWriter
 from app.bulk.exporter import Exported, Exporter
 from app.bulk.progress import Meter
+from app.car import BadBlock, CarWriter
 from app.cli import client_app, run
 from cluster_core.graph.blocks import digest_of, first_edge_block, first_node_block, next_block
 from cluster_core.graph.cid import cid_bytes, cid_text
@@ -132,6 +132,20 @@ async def test_an_index_of_many_links_has_pages(
     await export(graph, car=car)
     header, blocks = libipld.decode_car(car.getvalue())
     assert len(blocks[header["roots"][0]]["nodes"]) == 2
+
+
+@pytest.mark.parametrize("blocks_max", [1, 2])
+async def test_an_archive_is_the_same_however_its_blocks_come(
+    graph: FakeNode, monkeypatch: pytest.MonkeyPatch, blocks_max: int
+) -> None:
+    whole, cut, apart = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    await export(graph, car=whole)
+    graph.answers, graph.blocks_max = pages_of_a_graph(), blocks_max
+    await export(graph, car=cut)
+    graph.answers = pages_of_a_graph()
+    monkeypatch.setattr(exporter_module, "_BLOCKS_ASKED", 1)
+    await export(graph, car=apart)
+    assert whole.getvalue() == cut.getvalue() == apart.getvalue()
 
 
 async def test_versions_that_were_collected_are_counted(graph: FakeNode) -> None:

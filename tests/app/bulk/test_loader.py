@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from app.bulk.loader import FileReport, Loader
 from app.bulk.progress import Meter
 from app.bulk.sources import Source
 from app.commands import CommandFailed
+from tests.app.bulk import fake_node
 from tests.app.bulk.fake_node import FakeNode, cid_of
 
 NODES = ":ID,name\n" + "".join(f"p{n},Person {n}\n" for n in range(10))
@@ -211,3 +213,15 @@ def test_a_state_is_used_by_one_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "else").write_text("something else, long enough to be no database" * 99)
     with pytest.raises(LedgerFailed, match="no state file"):
         Ledger(tmp_path / "else")
+
+
+async def test_a_node_says_how_long_it_wants_to_be_left_alone(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_node, "RETRY_AFTER_S", "0.2")
+    async with Api(node.url, connections=1, patience_s=5.0) as api:
+        node.trouble = [(503, "overloaded")]
+        node.answers = [{}]
+        began = time.monotonic()
+        await api.request("POST", "/v1/query", body={"query": {"kind": "get"}})
+        assert time.monotonic() - began > 0.2 / 2, "half of it at least"

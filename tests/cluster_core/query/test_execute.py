@@ -14,7 +14,6 @@ from cluster_core.errors import (
     HistoryCollected,
     InvalidRequest,
     NoLeader,
-    NotFound,
     OutcomeUnknown,
     TooLarge,
     Unreachable,
@@ -25,7 +24,7 @@ from cluster_core.query import gather
 from cluster_core.query.cursor import cursor_timestamp
 from cluster_core.query.host import ReadAgain, ReadPoint
 from cluster_core.query.plan import (
-    Block,
+    Blocks,
     Comparison,
     Count,
     Direction,
@@ -39,10 +38,19 @@ from cluster_core.query.plan import (
     ShortestPath,
     Traverse,
 )
-from cluster_core.query.results import BlockRow, CountRow, PathRow, TraversedVertex, VersionRow
+from cluster_core.query.results import (
+    BlockRow,
+    CountRow,
+    PathRow,
+    QueryResult,
+    TraversedVertex,
+    VersionRow,
+)
 from cluster_core.query.work import PAUSE_AFTER
 from cluster_core.types import Digest
 from tests.cluster_core.query.two_nodes import PARTITIONS, TwoNodes
+
+SMALL_ANSWERS = LimitConfig(query_bytes_max=6_000)
 
 
 @pytest.fixture
@@ -103,17 +111,82 @@ async def test_a_block_is_named_by_its_digest(cluster: TwoNodes) -> None:
     source, target = cluster.add_vertex(), cluster.add_vertex()
     edge = cluster.add_edge("K", source, target)
     version = cluster.update(edge, n=1)
-    for digest in (source, edge, version):
-        (row,) = (await cluster.ask(Block(digest=digest))).rows
-        assert digest_of(cast("BlockRow", row).block) == digest
-    hinted = await cluster.ask(Block(digest=version, source=source))
-    misled = await cluster.ask(Block(digest=version, source=target))
-    assert hinted.rows == misled.rows
-    assert hinted.statistics.partitions <= 2
-    with pytest.raises(NotFound):
-        await cluster.ask(Block(digest=b"?" * 32))
-    with pytest.raises(NotFound):
-        await cluster.ask(Block(digest=b"?" * 32, source=b"!" * 32))
+    asked = (version, b"?" * 32, edge, source)
+    anywhere = await cluster.ask(Blocks(cids=asked))
+    assert block_digests(anywhere) == [version, edge, source]
+    assert not anywhere.truncated
+
+
+async def test_blocks_are_looked_for_only_where_they_are_said_to_be(cluster: TwoNodes) -> None:
+    source = cluster.add_vertex()
+    targets = (cluster.add_vertex() for _ in range(100))
+    target = next(one for one in targets if cluster.home(one) != cluster.home(source))
+    edge = cluster.add_edge("K", source, target)
+    first, last = cluster.update(edge, n=1), cluster.update(source, n=1)
+    cluster.update(edge, n=2)
+    cluster.delete(source)
+    there = Blocks(cids=(first, edge, last, source), sources=(source,) * 4)
+    result = await cluster.ask(there)
+    assert block_digests(result) == [first, edge, last, source]
+    assert result.statistics.partitions == 1
+    assert (await cluster.ask(Blocks(cids=(first, edge), sources=(target,) * 2))).rows == []
+
+
+async def test_a_version_may_be_of_any_transaction_that_is_not_decided_yet(
+    cluster: TwoNodes,
+) -> None:
+    vertex = cluster.add_vertex(n=1)
+    version = cluster.update(vertex, n=2)
+    home = cluster.home(vertex)
+    node = cluster.alpha.serving_node(home)
+    await cluster.ask(Blocks(cids=(version,), sources=(vertex,)), node=node)
+    assert cluster.mesh[node].settled == [(home, cluster.now, None)]
+
+
+async def test_a_block_that_is_newer_than_the_read_is_not_there(cluster: TwoNodes) -> None:
+    vertex = cluster.add_vertex(n=1)
+    before = cluster.now
+    version = cluster.update(vertex, n=2)
+    for sources in ((), (vertex, vertex)):
+        result = await cluster.ask(Blocks(cids=(version, vertex), sources=sources), at=before)
+        assert block_digests(result) == [vertex]
+
+
+@pytest.mark.parametrize("is_hinted", [False, True])
+async def test_blocks_that_fill_an_answer_leave_the_rest_for_the_next(
+    cluster: TwoNodes, is_hinted: bool
+) -> None:
+    hub, edges = star(cluster, 3 * gather.LOCATED_MAX)
+    asked = (*edges, hub, b"?" * 32)
+    told: list[Digest] = []
+    answers = 0
+    while rest := asked[len(told) :]:
+        sources = (hub,) * len(rest) if is_hinted else ()
+        result = await cluster.ask(Blocks(cids=rest, sources=sources), limits=SMALL_ANSWERS)
+        told += block_digests(result)
+        answers += 1
+        if not result.truncated:
+            break
+        assert result.bound == "bytes"
+    assert told == [*edges, hub]
+    assert answers >= 3
+
+
+async def test_entities_that_are_looked_for_everywhere_fill_an_answer_too(
+    cluster: TwoNodes,
+) -> None:
+    _, edges = star(cluster, 3 * gather.LOCATED_MAX)
+    result = await cluster.ask(Get(cids=tuple(edges)), limits=SMALL_ANSWERS)
+    assert (result.truncated, result.bound) == (True, "bytes")
+    assert [cast("Edge", row).digest for row in result.rows] == edges[: len(result.rows)]
+    assert result.statistics.scanned < len(edges) * PARTITIONS, "nobody looked for the last ones"
+
+
+def block_digests(result: QueryResult) -> list[Digest]:
+    """What the blocks of an answer are named by, which is what they hash to."""
+    rows = [cast("BlockRow", row) for row in result.rows]
+    assert [digest_of(row.block) for row in rows] == [row.digest for row in rows]
+    return [row.digest for row in rows]
 
 
 async def test_a_history_whose_beginning_is_not_kept_any_more_says_so(cluster: TwoNodes) -> None:
@@ -323,7 +396,7 @@ async def test_pages_end_before_they_are_too_many_bytes(
 ) -> None:
     for n in range(40):
         cluster.add_vertex(n=n, text="x" * 1_000)
-    limits = LimitConfig(query_bytes_max=6_000)
+    limits = SMALL_ANSWERS
     rows: list[object] = []
     cursor = None
     while True:
@@ -343,7 +416,7 @@ async def test_rows_of_any_kind_end_before_they_are_too_many_bytes(cluster: TwoN
     hub = cluster.add_vertex()
     far = [cluster.add_vertex(text="x" * 1_000) for _ in range(20)]
     edges = [cluster.add_edge("K", hub, each, text="x" * 1_000) for each in far]
-    limits = LimitConfig(query_bytes_max=6_000)
+    limits = SMALL_ANSWERS
     queries: list[Query] = [Get(cids=tuple(far)), Traverse(start=(hub,))]
     for query in queries:
         result = await cluster.ask(query, limits=limits)
