@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any, Final
 
 import pytest
+from msgspec import structs
 
 from cluster_core.cluster import KotobaCluster
 from cluster_core.errors import HistoryCollected, KotobaError
 from cluster_core.graph.operations import CreateNode, DeleteNode, OperationResult, UpdateNode
 from cluster_core.hlc import COUNTER_BITS
 from cluster_core.ports import DATA
-from cluster_core.query.plan import Count, Get, Query
+from cluster_core.query.plan import Count, FindNodes, Get, History, OrderBy, Query
 from cluster_core.query.results import QueryResult
 from cluster_core.storage import keys
 from tests.simulation.world import SIM_CONFIG, SimNode, World, simulate
@@ -32,6 +33,11 @@ async def create(node: SimNode, value: int) -> OperationResult:
 async def update(node: SimNode, digest: bytes, value: int) -> OperationResult:
     operation = UpdateNode(digest=digest, properties={"value": value})
     return await node.ask(lambda cluster: cluster.execute_operation(operation))
+
+
+async def delete(node: SimNode, digest: bytes) -> None:
+    operation = DeleteNode(digest=digest)
+    await node.ask(lambda cluster: cluster.execute_operation(operation))
 
 
 async def ask(node: SimNode, query: Query, **how: Any) -> QueryResult:
@@ -193,8 +199,7 @@ def test_the_past_is_kept_for_its_retention_and_then_gone_everywhere() -> None:
         doomed = await create(world.nodes[0], 100)
         second = await update(world.nodes[1], first.digest, 2)
         await update(world.nodes[1], first.digest, 3)
-        deletion = DeleteNode(digest=doomed.digest)
-        await world.nodes[0].ask(lambda cluster: cluster.execute_operation(deletion))
+        await delete(world.nodes[0], doomed.digest)
         get = Get(cids=(first.digest,))
         await asyncio.sleep(_SETTLED_S)
         for node in world.nodes:
@@ -213,6 +218,69 @@ def test_the_past_is_kept_for_its_retention_and_then_gone_everywhere() -> None:
             assert not left
 
     simulate(6, scenario, config=SHORT)
+
+
+@pytest.mark.parametrize(
+    "query", [FindNodes(limit=3), FindNodes(limit=3, order_by=(OrderBy("value"),))]
+)
+def test_pages_whose_snapshot_goes_while_they_are_turned_end_with_410_and_not_short(
+    query: FindNodes,
+) -> None:
+    """Until then each page has what was there at first, whatever is deleted meanwhile."""
+
+    async def scenario(world: World) -> None:
+        await ready(world)
+        made = [await create(world.nodes[0], value) for value in range(60)]
+        seen: list[Any] = []
+        cursor: str | None = None
+        turned = 0
+        while True:
+            node = world.nodes[turned % len(world.nodes)]
+            try:
+                result = await ask(node, structs.replace(query, cursor=cursor))
+            except HistoryCollected:
+                break
+            assert len(result.rows) == query.limit
+            assert result.cursor is not None, "all were shown before they were gone"
+            seen += values(result)
+            cursor = result.cursor
+            turned += 1
+            await delete(node, made.pop().digest)
+            await asyncio.sleep(0.4)
+        assert len(set(seen)) == len(seen) == query.limit * turned >= 9
+        if query.order_by:
+            assert seen == list(range(len(seen)))
+        for node in world.nodes:
+            with pytest.raises(HistoryCollected):
+                await ask(node, structs.replace(query, cursor=cursor))
+
+    simulate(8, scenario, config=SHORT)
+
+
+def test_a_history_tells_what_is_kept_and_that_there_was_more() -> None:
+    async def scenario(world: World) -> None:
+        await ready(world)
+        made = await create(world.nodes[0], 0)
+        written = [made]
+        for value in range(1, 21):
+            written.append(await update(world.nodes[value % 3], made.digest, value))
+            await asyncio.sleep(0.3)
+        query = History(digest=made.digest)
+        for node in world.nodes:
+            result = await ask(node, query)
+            told = [row.timestamp for row in result.rows]  # type: ignore[union-attr]
+            assert told == [one.timestamp for one in written[: -len(told) - 1 : -1]]
+            assert 6 <= len(told) < len(written)
+            assert (result.truncated, result.bound) == (True, "history")
+            kept = written[-5].timestamp
+            assert (await ask(node, query, as_of=kept)).rows[0].timestamp == kept  # type: ignore[union-attr]
+            with pytest.raises(HistoryCollected):
+                await ask(node, query, as_of=written[2].timestamp)
+        fresh = await create(world.nodes[0], 0)
+        whole = await ask(world.nodes[1], History(digest=fresh.digest))
+        assert (len(whole.rows), whole.truncated) == (1, False)
+
+    simulate(9, scenario, config=SHORT)
 
 
 def _ago(node: SimNode, milliseconds: int) -> int:
