@@ -79,15 +79,21 @@ class Subscription:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
-    def catch_up(self, changes: list[Change], reached: Timestamp) -> None:
-        """All changes up to ``reached`` that come after those that it has."""
+    def catch_up(self, changes: list[Change], reached: Timestamp | None = None) -> None:
+        """The changes that come next after those that it has; with ``reached`` they are all up to
+        there. Whoever gives many waits for room, whatever the timestamps are."""
         assert self.behind is not None
-        assert self.behind < reached
-        # Whatever the queue holds: a timestamp with more changes than it may hold must pass.
         self._queue += [change for change in changes if self._wanted(change)]
-        self._queue.append(Resolved(timestamp=reached))
-        self.behind = reached
+        if reached is not None:
+            assert self.behind < reached
+            self._queue.append(Resolved(timestamp=reached))
+            self.behind = reached
         self._wake()
+
+    def fall_behind(self, resolved: Timestamp) -> None:
+        """What is published next is not given to it: it catches up from ``resolved``."""
+        assert self.behind is None
+        self.behind = max(resolved, self._joined_at)
 
     def join(self) -> None:
         """It has all that was published up to now; from here on it gets what is published."""
@@ -162,6 +168,19 @@ class EventBus:
         for change in changes:
             self.publish(change)
         self.resolved = reached
+
+    def fall_behind(self, reached: Timestamp) -> list[Subscription]:
+        """Let who gets what is published take what lies between :attr:`resolved` and ``reached``
+        for himself; returns them."""
+        assert self.resolved is not None
+        assert self.resolved < reached
+        fallen = [
+            one for one in self._subscriptions if one.changes and one.behind is None and one.open
+        ]
+        for subscription in fallen:
+            subscription.fall_behind(self.resolved)
+        self.resolved = reached
+        return fallen
 
     def subscribe(
         self,

@@ -9,14 +9,21 @@ and is seen: no :class:`~cluster_core.events.Resolved` comes.
 Whoever begins in the past gets what it missed from the same reading, at its own pace, and joins the
 others when it has come to where they are. So a consumer that begins again behind the last Resolved
 that it was given misses nothing, at whichever node.
+
+A timestamp may have any number of changes: a vertex is deleted with all its edges at one. What
+would fill half of a subscriber's queue at once is not published: all subscribers fall behind, and
+each takes it at its own pace, piece by piece. No step of this holds up the event loop for long, and
+none has all changes of such a timestamp in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
+from heapq import merge
+from itertools import islice, takewhile
 from typing import Final
 
 import msgspec
@@ -37,11 +44,12 @@ from cluster_core.hlc import HybridClock, format_timestamp, wall_of
 from cluster_core.node.bus import EventBus, Subscription
 from cluster_core.ports import DATA, Engine
 from cluster_core.replication.closed import ClosedTimestamps
+from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router
 from cluster_core.storage import keys
 from cluster_core.types import META_GROUP, GroupId, NodeId, Timestamp
 
-__all__ = ["Feed", "read_portion"]
+__all__ = ["Feed", "read_piece", "read_portion"]
 
 log = logging.getLogger("kotoba.feed")
 
@@ -52,7 +60,14 @@ PACE_S: Final = 0.01
 """Between two readings while there is more: subscribers read what they got meanwhile."""
 
 UNIT_CHANGES: Final = 2_048
-"""Changes in one reading, of all partitions; more where one timestamp has more."""
+"""Changes in one reading, of all partitions; a few more where one timestamp has more."""
+
+TIMESTAMP_CHANGES: Final = 256
+"""So many more of a partition, where it takes them to end a timestamp; one that has yet more is
+read by itself, in pieces."""
+
+SLICE_CHANGES: Final = 500
+"""Changes decoded or handed over between two pauses: some 3 ms."""
 
 RESOLVED_EVERY_S: Final = 1.0
 """Between two Resolved where nothing changes."""
@@ -71,6 +86,16 @@ class Portion(msgspec.Struct, array_like=True, frozen=True):
     reached: Timestamp
 
 
+class _PieceRequest(msgspec.Struct, array_like=True, frozen=True):
+    """The changes of ``group`` at ``timestamp``, those of entities behind ``after``."""
+
+    group: GroupId
+    index: int
+    timestamp: Timestamp
+    after: bytes
+    limit: int
+
+
 class _PortionsRequest(msgspec.Struct, array_like=True, frozen=True):
     """``groups`` names the index that has to be applied in each."""
 
@@ -83,21 +108,34 @@ class _PortionsRequest(msgspec.Struct, array_like=True, frozen=True):
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request = msgspec.msgpack.Decoder(_PortionsRequest).decode
 _decode_portions = msgspec.msgpack.Decoder(list[Portion]).decode
+_decode_piece_request = msgspec.msgpack.Decoder(_PieceRequest).decode
+_decode_piece = msgspec.msgpack.Decoder(list[_Stored]).decode
 
 
 def read_portion(
     engine: Engine, group: GroupId, after: Timestamp, upto: Timestamp, limit: int
 ) -> Portion:
     """The changes with ``after < timestamp <= upto``; of those that are more than ``limit`` the
-    first, to the end of a timestamp."""
+    first, to the end of a timestamp, or to its beginning where it has too many."""
     begin = keys.change(group, after + 1, b"")
     changes: list[_Stored] = []
     for key, value in engine.scan(DATA, begin, keys.change(group, upto + 1, b"")):
         timestamp = int.from_bytes(key[3:11], "big")
         if len(changes) >= limit and timestamp != changes[-1][0]:
             return Portion(changes, changes[-1][0])
+        if len(changes) >= limit + TIMESTAMP_CHANGES:
+            return Portion([one for one in changes if one[0] < timestamp], timestamp - 1)
         changes.append((timestamp, group, key[11:], value))
     return Portion(changes, upto)
+
+
+def read_piece(
+    engine: Engine, group: GroupId, timestamp: Timestamp, after: bytes, limit: int
+) -> list[_Stored]:
+    """The first ``limit`` changes at ``timestamp``, of entities with a digest above ``after``."""
+    begin = keys.change(group, timestamp, after + b"\0" if after else b"")
+    scan = engine.scan(DATA, begin, keys.change(group, timestamp + 1, b""))
+    return [(timestamp, group, key[11:], value) for key, value in islice(scan, limit)]
 
 
 class Feed:
@@ -120,10 +158,12 @@ class Feed:
         self._bus = bus
         self._groups = sorted(group for group in router.tables if group != META_GROUP)
         self._limit = max(16, UNIT_CHANGES // len(self._groups))
+        self._publish_max = config.limits.event_queue_max // 2
         self._told_at = 0.0
         """When a Resolved was published last."""
         self._tasks: set[asyncio.Task[None]] = set()
         router.mesh.handle("feed", self._serve)
+        router.mesh.handle("feed.piece", self._serve_piece)
 
     # Publishing.
 
@@ -156,12 +196,20 @@ class Feed:
             changes, reached = await self.gather(bus.resolved, upto)
             if bus.resolved is None:
                 break  # the last listener left meanwhile
+            if reached == bus.resolved or len(changes) > self._publish_max:
+                self._fall_behind(max(reached, bus.resolved + 1))
+                continue
             bus.publish_changes(changes, reached)
             if changes or clock() >= self._told_at + RESOLVED_EVERY_S:
                 bus.publish(Resolved(timestamp=reached))
                 self._told_at = clock()
             if changes:
                 await asyncio.sleep(PACE_S)
+
+    def _fall_behind(self, upto: Timestamp) -> None:
+        """There is too much before ``upto`` to be published: everybody takes it for himself."""
+        for subscription in self._bus.fall_behind(upto):
+            self._start_catching_up(subscription)
 
     def _begin(self) -> None:
         """Begin at what is closed: whatever is written from now on is above it."""
@@ -216,9 +264,41 @@ class Feed:
         elif subscription.behind >= published:
             subscription.join()  # in the turn of the loop that compared
         else:
+            await self._hand_over(subscription, subscription.behind, published)
+
+    async def _hand_over(
+        self, subscription: Subscription, behind: Timestamp, upto: Timestamp
+    ) -> None:
+        """Give ``subscription`` the next of the changes after ``behind``."""
+        await subscription.room()
+        changes, reached = await self.gather(behind, upto)
+        if reached == behind:
+            await self._hand_over_timestamp(subscription, behind + 1)
+            return
+        for begin in range(0, len(changes), SLICE_CHANGES):
             await subscription.room()
-            changes, reached = await self.gather(subscription.behind, published)
-            subscription.catch_up(changes, reached)
+            subscription.catch_up(changes[begin : begin + SLICE_CHANGES])
+            await asyncio.sleep(0)
+        subscription.catch_up([], reached)
+
+    async def _hand_over_timestamp(self, subscription: Subscription, timestamp: Timestamp) -> None:
+        """All changes of one timestamp, partition by partition."""
+        for group in self._groups:
+            after = b""
+            while subscription.open:
+                await subscription.room()
+                try:
+                    piece = await self._read_piece(group, timestamp, after)
+                except RetryError as error:  # it must not begin anew: some of them were given
+                    log.debug("a subscriber waits: %s", error.detail)
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                subscription.catch_up([_change(*one) for one in piece])
+                if len(piece) < SLICE_CHANGES:
+                    break
+                after = piece[-1][2]
+        if subscription.open:  # else it was given some of them only
+            subscription.catch_up([], timestamp)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -231,24 +311,33 @@ class Feed:
         """Changes of all partitions in order, complete up to the returned timestamp, which is above
         ``after`` and at most ``upto``. ``upto`` must be closed everywhere.
 
-        Raises HistoryCollected where something after ``after`` is not kept any more, and NoLeader
-        while a partition cannot be read.
+        Returns ``after`` where the next timestamp, the one that follows it, has too many changes
+        for one reading. Raises HistoryCollected where something after ``after`` is not kept any
+        more, and NoLeader while a partition cannot be read.
         """
         assert after < upto
-        here: list[GroupId] = []
+        here: dict[GroupId, int] = {}
         elsewhere: dict[NodeId, dict[GroupId, int]] = {}
         for group in self._groups:
-            point = self._closed.of(group)
-            if group in self._router.host.replicas and point.timestamp >= upto:
-                here.append(group)
+            if self._is_here(group, upto):
+                here[group] = self._closed.of(group).last_index
             else:
                 node = self._reader_of(group)
                 elsewhere.setdefault(node, {})[group] = self._closed.newest(group).last_index
-        portions = self._read_here(here, after, upto, self._limit)
+        portions = await self._read_here(here, after, upto, self._limit)
         portions += await self._read_elsewhere(elsewhere, after, upto)
         reached = min(portion.reached for portion in portions)
-        stored = sorted(one for portion in portions for one in portion.changes if one[0] <= reached)
-        return [_change(*one) for one in stored], reached
+        stored = merge(*(portion.changes for portion in portions))
+        complete = takewhile(lambda one: one[0] <= reached, stored)
+        changes: list[Change] = []
+        while some := [_change(*one) for one in islice(complete, SLICE_CHANGES)]:
+            changes += some
+            await asyncio.sleep(0)
+        return changes, reached
+
+    def _is_here(self, group: GroupId, upto: Timestamp) -> bool:
+        """Whether the replica here has all changes up to ``upto``."""
+        return group in self._router.host.replicas and self._closed.of(group).timestamp >= upto
 
     def _reader_of(self, group: GroupId) -> NodeId:
         """Another node that has the partition, its leader if there is one."""
@@ -261,27 +350,40 @@ class Feed:
                 return node
         raise NoLeader(f"no node with partition {group - 1} is in reach")
 
-    def _read_here(
-        self, groups: Sequence[GroupId], after: Timestamp, upto: Timestamp, limit: int
+    async def _read_here(
+        self, groups: Mapping[GroupId, int], after: Timestamp, upto: Timestamp, limit: int
     ) -> list[Portion]:
+        """``groups`` says what each has applied: in a pause a replica may be replaced."""
         portions = []
-        for group in groups:
-            replica = self._router.host.replicas[group]
+        unpaused = 0
+        for group, index in groups.items():
+            replica = self._replica(group)
+            if replica.applied < index:
+                raise NoLeader("a replica was replaced while it was read; ask again")
             if replica.applied_timestamp <= after:
                 portions.append(Portion([], upto))  # timestamps ascend along a log
-            else:
-                portions.append(read_portion(self._engine, group, after, upto, limit))
-        self._require_history(groups, after)
+                continue
+            portions.append(read_portion(self._engine, group, after, upto, limit))
+            self._require_history(replica, after)
+            unpaused += len(portions[-1].changes)
+            if unpaused >= SLICE_CHANGES:
+                unpaused = 0
+                await asyncio.sleep(0)
         return portions
 
-    def _require_history(self, groups: Sequence[GroupId], after: Timestamp) -> None:
-        for group in groups:
-            replica = self._router.host.replicas.get(group)
-            if replica is not None and after < replica.horizon:
-                raise HistoryCollected(
-                    f"changes are kept since {format_timestamp(replica.horizon)}",
-                    kept_since=format_timestamp(replica.horizon),
-                )
+    def _replica(self, group: GroupId) -> Replica:
+        replica = self._router.host.replicas.get(group)
+        if replica is None:
+            raise NoLeader(f"{self._router.node_id} has no replica of partition {group - 1}")
+        return replica
+
+    def _require_history(self, replica: Replica, after: Timestamp) -> None:
+        """After reading: a collection may have been faster."""
+        if after < replica.horizon:
+            raise HistoryCollected(
+                f"changes are kept since {format_timestamp(replica.horizon)}",
+                kept_since=format_timestamp(replica.horizon),
+            )
 
     async def _read_elsewhere(
         self, nodes: dict[NodeId, dict[GroupId, int]], after: Timestamp, upto: Timestamp
@@ -311,18 +413,53 @@ class Feed:
     async def _serve(self, peer: NodeId, body: bytes) -> bytes:
         request = _decode_request(body)
         for group, index in request.groups.items():
-            replica = self._router.host.replicas.get(group)
-            if replica is None:
-                raise NoLeader(f"{self._router.node_id} has no replica of partition {group - 1}")
-            try:
-                async with asyncio.timeout(REMOTE_TIMEOUT_S):
-                    await replica.reached(index)
-            except TimeoutError:
-                raise NoLeader("this replica did not catch up in time; ask again") from None
-        groups = list(request.groups)
-        if any(group not in self._router.host.replicas for group in groups):
-            raise NoLeader("a replica went away; ask again")
-        return _encode(self._read_here(groups, request.after, request.upto, request.limit))
+            await self._wait_for(group, index)
+        return _encode(
+            await self._read_here(request.groups, request.after, request.upto, request.limit)
+        )
+
+    async def _wait_for(self, group: GroupId, index: int) -> None:
+        """Until the replica here has applied ``index``. Raises NoLeader."""
+        try:
+            async with asyncio.timeout(REMOTE_TIMEOUT_S):
+                await self._replica(group).reached(index)
+        except TimeoutError:
+            raise NoLeader("this replica did not catch up in time; ask again") from None
+
+    # One timestamp that has very many.
+
+    async def _read_piece(
+        self, group: GroupId, timestamp: Timestamp, after: bytes
+    ) -> list[_Stored]:
+        if self._is_here(group, timestamp):
+            return self._piece_here(group, timestamp, after, SLICE_CHANGES)
+        index = self._closed.newest(group).last_index
+        body = _encode(_PieceRequest(group, index, timestamp, after, SLICE_CHANGES))
+        node = self._reader_of(group)
+        try:
+            answer = await self._router.mesh.request(
+                node, "feed.piece", body, timeout=REMOTE_TIMEOUT_S
+            )
+        except HistoryCollected:
+            raise
+        except KotobaError as error:
+            raise NoLeader(error.detail) from None  # a reading can always be tried again
+        return _decode_piece(answer)
+
+    def _piece_here(
+        self, group: GroupId, timestamp: Timestamp, after: bytes, limit: int
+    ) -> list[_Stored]:
+        replica = self._replica(group)
+        piece = read_piece(self._engine, group, timestamp, after, limit)
+        self._require_history(replica, timestamp - 1)
+        return piece
+
+    async def _serve_piece(self, peer: NodeId, body: bytes) -> bytes:
+        request = _decode_piece_request(body)
+        await self._wait_for(request.group, request.index)
+        return _encode(
+            self._piece_here(request.group, request.timestamp, request.after, request.limit)
+        )
 
 
 def _change(timestamp: Timestamp, group: GroupId, digest: bytes, description: bytes) -> Change:

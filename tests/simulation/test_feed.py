@@ -12,7 +12,14 @@ import pytest
 from cluster_core.cluster import KotobaCluster
 from cluster_core.errors import HistoryCollected, InvalidRequest
 from cluster_core.events import Change, Event, Resolved, SlowReader
-from cluster_core.graph.operations import BatchOperation, CreateEdge, CreateNode, OperationResult
+from cluster_core.graph.operations import (
+    BatchOperation,
+    CreateEdge,
+    CreateNode,
+    DeleteNode,
+    OperationResult,
+)
+from cluster_core.node import feed
 from cluster_core.types import Timestamp
 from tests.simulation.chaos import Chaos
 from tests.simulation.feed_reader import FeedReader
@@ -233,6 +240,45 @@ def test_what_is_not_kept_any_more_is_refused() -> None:
             await _read(world.nodes[0], 1, since=first.timestamp + (3_600_000 << 16))
 
     _run(16, scenario, config=FORGETFUL)
+
+
+@pytest.mark.parametrize("nodes", [3, 5])
+def test_a_hub_that_is_deleted_with_its_edges_goes_to_live_readers_in_pieces(
+    nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All changes of the deletion have one timestamp: more than a queue holds."""
+    monkeypatch.setattr(feed, "UNIT_CHANGES", 16)
+    monkeypatch.setattr(feed, "TIMESTAMP_CHANGES", 4)
+    monkeypatch.setattr(feed, "SLICE_CHANGES", 8)
+    few = replace(SIM_CONFIG, limits=replace(SIM_CONFIG.limits, event_queue_max=20))
+
+    async def scenario(world: World) -> None:
+        await _settled(world)
+        hub = await _create(world.nodes[0], value=0)
+        ends = [await _create(world.nodes[0], value=value) for value in range(120)]
+        for number, end in enumerate(ends):
+            source, target = (hub, end) if number % 3 else (end, hub)
+            await _link(world.nodes[0], source, target)
+        await asyncio.sleep(0.5)
+        live = asyncio.ensure_future(_read(world.nodes[-1], 123))
+        await asyncio.sleep(0.5)
+        before = await _create(world.nodes[0], value=200)
+        deletion = DeleteNode(hub.digest, detach=True)
+        deleted = await world.nodes[0].ask(lambda cluster: cluster.execute_operation(deletion))
+        after = await _create(world.nodes[0], value=201)
+        events = await live
+        changes = [event for event in events if isinstance(event, Change)]
+        assert [change.timestamp for change in changes] == [
+            before.timestamp,
+            *[deleted.timestamp] * 121,
+            after.timestamp,
+        ]
+        assert len({change.cid for change in changes[1:-1]}) == 121
+        for node in world.nodes:
+            again = await _read(node, 122, since=before.timestamp)
+            assert [event for event in again if isinstance(event, Change)] == changes[1:]
+
+    _run(18, scenario, nodes=nodes, config=few)
 
 
 def test_more_changes_at_one_time_than_a_queue_holds_can_be_caught_up() -> None:

@@ -112,6 +112,36 @@ async def test_catching_up_waits_for_the_reader_and_passes_what_is_larger_than_a
     assert late.open
 
 
+async def test_what_is_too_much_to_be_published_is_caught_up_by_everybody_who_listens() -> None:
+    bus = EventBus(10)
+    live, ahead, other = bus.subscribe(), bus.subscribe(since=30), bus.subscribe({"NodeFailed"})
+    bus.resolved = 10
+    bus.publish_changes([change(11)], 12)
+    assert bus.fall_behind(20) == [live]
+    assert live.behind == 12
+    bus.publish_changes([change(21)], 22)
+    late = bus.subscribe()
+    live.catch_up([change(20)] * 3)
+    live.catch_up([change(20)], 20)
+    live.catch_up([change(21)], 22)
+    live.join()
+    bus.publish_changes([change(23)], 24)
+    expected = [change(11), *[change(20)] * 4, resolved(20), change(21), resolved(22), change(23)]
+    assert await events_of(live) == expected
+    assert await events_of(late) == [resolved(22), change(23)]
+    assert await events_of(ahead) == await events_of(other) == []
+
+
+async def test_who_joined_ahead_of_the_others_falls_behind_to_where_it_was() -> None:
+    bus = EventBus(10)
+    bus.subscribe()
+    bus.resolved = 10
+    ahead = bus.subscribe(since=15)
+    ahead.join()
+    bus.fall_behind(20)
+    assert ahead.behind == 15
+
+
 async def test_nobody_waits_for_a_reader_that_left(bus: EventBus) -> None:
     late = bus.subscribe(since=0)
     late.catch_up([change(7) for _ in range(20)], 7)
