@@ -263,7 +263,7 @@ class ClusterNode:
         await self.outgoing.close()
         await self.incoming.close()
         await self.feed.close()
-        await self.reads.rounds.close()
+        await self.reads.close()
         await self.transactions.close()
         await self.participant.close()
         await self.host.stop()
@@ -288,7 +288,7 @@ class ClusterNode:
         self.host.on_peer_down(peer)
         self.mesh.on_peer_down(peer)
         self.router.on_peer_down(peer)
-        self.reads.rounds.on_peer_down(peer)
+        self.reads.on_peer_down(peer)
         self.storage.on_peer_down(peer)
         self.clocks.on_peer_down(peer)
 

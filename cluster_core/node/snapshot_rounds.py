@@ -2,21 +2,18 @@
 
 The reader chooses a timestamp T ahead of all clocks. Round 1 asks every node, itself too, to raise
 its clock to T, to *hold* all answers that depend on anything above T (``replication/holds.py``),
-and to say what replicas it has, in which term, and which of them lead, with the last index of their
-logs. (The list is sent when it has changed since this reader saw it, else its version.) A node
+and to say what it leads (``confirmed_leaders.py``), with the last indexes of these logs. A node
 whose clock is above T already refuses, and the reader takes a higher T. Round 2 ends the holds;
 each node answers whether its hold was on until then and nothing that it had said has changed. The
 query runs meanwhile, and its answer waits for round 2: if one node says no, the whole begins anew.
 No clock and no timer is trusted for any of it.
 
-**Complete.** Of each group the leader L of term t answered, and a quorum of its voters by L's
-configuration, each with a term up to t and its clock at T for good. A leader of a later term needs
-a vote of that quorum, with which it takes T over; it writes above T. L itself does from its answer
-on, and what it had proposed before ends at the index that it named. So a replica that has applied
-that index has everything at or below T. And all that was acknowledged before the question is below
-T: the leader that did so had its clock above it, and is L or one before it, for when the question
-was asked no majority had gone to a later term. This is ReadIndex (dissertation §6.4) with the
-reader as the one who counts: one frame to each node for all groups, and one trip instead of two.
+**Complete.** The leader L of each group is confirmed, by a quorum whose clocks are at T for good.
+A leader of a later term needs a vote of that quorum, with which it takes T over; it writes above T.
+L itself does from its answer on, and what it had proposed before ends at the index that it named.
+So a replica that has applied that index has everything at or below T. And all that was acknowledged
+before the question is below T: the leader that did so had its clock above it, and is L or one
+before it.
 
 **In real time.** Let p be the moment of the last answer of round 1 that counts.
 
@@ -52,14 +49,12 @@ import msgspec
 
 from cluster_core.errors import KotobaError, NoLeader, OutcomeUnknown, Unavailable
 from cluster_core.hlc import COUNTER_BITS, HybridClock
+from cluster_core.node.confirmed_leaders import ConfirmedLeaders, Here, Leader
 from cluster_core.query.host import ReadPoint
-from cluster_core.raft.quorum import Configuration, VoteResult
-from cluster_core.replication.evaluation import Evaluation
 from cluster_core.replication.holds import HOLD_S_MAX, Reader
 from cluster_core.replication.mesh import Mesh
-from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import RETRY_DELAY_S, Router
-from cluster_core.types import META_GROUP, GroupId, NodeId, ReplicaId, Timestamp
+from cluster_core.types import META_GROUP, GroupId, NodeId, Timestamp
 
 __all__ = ["Snapshot", "SnapshotRounds"]
 
@@ -79,17 +74,6 @@ LEAD_STEP: Final = 1 << COUNTER_BITS - 2
 LEAD_MAX: Final = 500 << COUNTER_BITS
 """How far ahead of this node's wall time T may lie to be ahead of somebody's who is fast."""
 
-VERDICTS_MAX: Final = 32
-
-
-class _Here(NamedTuple):
-    """A replica: its term, and the configuration of its group if it leads it."""
-
-    group: GroupId
-    replica: ReplicaId
-    term: int
-    leads: Configuration | None
-
 
 class _Question(msgspec.Struct, array_like=True, frozen=True):
     """``hold_ms`` 0: a moment of the past, hold nothing. ``known``: the version of the peer's table
@@ -108,7 +92,7 @@ class _Answer(msgspec.Struct, array_like=True, frozen=True):
     clock: Timestamp
     version: int = 0
     indexes: list[int] = []
-    table: list[_Here] | None = None
+    table: list[Here] | None = None
 
 
 class _Release(msgspec.Struct, array_like=True, frozen=True):
@@ -125,8 +109,8 @@ _CEILING: Final = "the clock waits for its ceiling to be on disk"
 YES: Final = b"\x01"
 NO: Final = b"\x00"
 
-_Verdict = tuple[tuple[GroupId, NodeId, int], ...]
-"""Of each group the node that leads it, and the place of the group's index in its answer."""
+_Verdict = Mapping[GroupId, Leader]
+"""Of all groups."""
 
 
 class Snapshot(NamedTuple):
@@ -169,34 +153,26 @@ class _Reader(NamedTuple):
 class SnapshotRounds:
     """Both sides of the rounds at one node. See the module."""
 
-    def __init__(self, router: Router, clock: HybridClock, partition_count: int) -> None:
+    def __init__(
+        self, router: Router, leaders: ConfirmedLeaders, clock: HybridClock, partition_count: int
+    ) -> None:
         self._router = router
+        self._leaders = leaders
         self._mesh: Mesh = router.mesh
         self._host = router.host
         self._clock = clock
         self._groups = range(META_GROUP + 1, META_GROUP + 1 + partition_count)
         self._numbers = 0
-        # As a reader.
         self._readers: list[_Reader] = []
         self._reading: asyncio.Task[None] | None = None
-        self._known: dict[NodeId, tuple[int, list[_Here]]] = {}
-        """What each node has, in its last version."""
-        self._verdicts: dict[tuple[tuple[NodeId, int], ...], _Verdict | None] = {}
         self._refusals = 0
         """In a row."""
         self._lead = 0
         self._hold_s = HOLD_S
-        # As one who is asked.
-        self._seen: list[tuple[Replica, int, Evaluation | None, Configuration]] = []
-        self._led: list[Replica] = []
-        self._table: list[_Here] = []
-        self._version = clock.latest
-        """A restarted node begins with a higher one: its clock does."""
         self._mesh.handle_at_once("snapshot", self._serve_question)
         self._mesh.handle_at_once("release", self._serve_release)
 
     def on_peer_down(self, peer: NodeId) -> None:
-        self._known.pop(peer, None)
         self._host.holds.end_all_of(peer)
 
     async def close(self) -> None:
@@ -298,13 +274,12 @@ class SnapshotRounds:
         # The frames are made before our own clock is raised: one that carries T to a node ahead of
         # the question would let it write above T before it holds anything.
         for peer in sorted(self._mesh.peers):
-            known = self._known.get(peer, (0,))[0]
+            known = self._leaders.known_version(peer)
             question = _Question(round_.number, timestamp, int(hold_s * 1000), known)
             answer = self._mesh.ask(peer, "snapshot", _encode(question), timeout=PATIENCE_S)
             round_.asked.add(peer)
             answer.add_done_callback(partial(self._answered, round_, peer))
         own = self._answer_here((self._router.node_id, round_.number), timestamp, hold_s)
-        self._known[self._router.node_id] = (self._version, self._table)
         self._take(round_, self._router.node_id, own)
         patience = asyncio.get_running_loop().call_later(hold_s or PATIENCE_S, _give_up, round_)
         try:
@@ -326,8 +301,7 @@ class SnapshotRounds:
             self._take(round_, peer, None)
             return
         found = _decode_answer(answer.result())
-        if found.table is not None:
-            self._known[peer] = (found.version, found.table)
+        self._leaders.learn(peer, found.version, found.table)
         self._take(round_, peer, found)
 
     def _take(self, round_: _Round, node: NodeId, answer: _Answer | None) -> None:
@@ -345,42 +319,9 @@ class SnapshotRounds:
 
     def _verdict(self, answers: Mapping[NodeId, _Answer]) -> _Verdict | None:
         """Who leads each group, if those who answered suffice to say so."""
-        key = tuple((node, answers[node].version) for node in sorted(answers))
-        if key not in self._verdicts:
-            if len(self._verdicts) == VERDICTS_MAX:
-                self._verdicts.clear()
-            self._verdicts[key] = self._judge(answers)
-        return self._verdicts[key]
-
-    def _judge(self, answers: Mapping[NodeId, _Answer]) -> _Verdict | None:
-        leaders: dict[GroupId, tuple[_Here, NodeId, int]] = {}
-        terms: dict[GroupId, dict[ReplicaId, int]] = {group: {} for group in self._groups}
-        for node in sorted(answers):
-            table = self._table_of(node, answers[node].version)
-            if table is None:
-                return None
-            place = 0
-            for here in table:
-                terms[here.group][here.replica] = here.term
-                if here.leads is None:
-                    continue
-                known = leaders.get(here.group)
-                if known is None or known[0].term < here.term:
-                    leaders[here.group] = (here, node, place)
-                place += 1
-        verdict = []
-        for group in self._groups:
-            if group not in leaders:
-                return None
-            here, node, place = leaders[group]
-            if not _confirmed(here, terms[group]):
-                return None
-            verdict.append((group, node, place))
-        return tuple(verdict)
-
-    def _table_of(self, node: NodeId, version: int) -> list[_Here] | None:
-        known = self._known.get(node)
-        return known[1] if known is not None and known[0] == version else None
+        versions = {node: answer.version for node, answer in answers.items()}
+        confirmed = self._leaders.confirmed(versions)
+        return confirmed if len(confirmed) == len(self._groups) else None
 
     def _point(self, round_: _Round, verdict: _Verdict) -> ReadPoint:
         """With the indexes of all: also a replica that has applied its own by now may be replaced
@@ -388,7 +329,7 @@ class SnapshotRounds:
         replicas = self._host.replicas
         answers = {node: answer.indexes for node, answer in round_.answers.items()}
         applied: dict[int, int] = {}
-        for group, node, place in verdict:
+        for group, (node, place) in verdict.items():
             index = answers[node][place]
             if group not in replicas:
                 self._router.learn(group, node)
@@ -441,8 +382,9 @@ class SnapshotRounds:
         if answer is None:
             self._mesh.reply_error(peer, request_id, NoLeader(_CEILING))
             return
-        if answer.version != question.known:
-            answer = msgspec.structs.replace(answer, table=self._table)
+        table = self._leaders.table_unless(question.known)
+        if table is not None and answer.clock == question.timestamp:
+            answer = msgspec.structs.replace(answer, table=table)
         self._mesh.reply_at_once(peer, request_id, _encode(answer))
 
     def _serve_release(self, peer: NodeId, request_id: int, body: bytes) -> None:
@@ -460,55 +402,25 @@ class SnapshotRounds:
         if not self._clock.is_covered(timestamp):
             holds.end(reader)
             return None
-        self._look()
+        version = self._leaders.look()
         indexes = []
-        for replica in self._led:
+        for replica in self._leaders.led:
             evaluation, index = replica.evaluation, replica.raft.last_index
-            assert evaluation is not None, "its end is seen by _look"
+            assert evaluation is not None, "its end is seen at the look"
             indexes.append(index)
             evaluation.read_floor = index
             evaluation.awaited = replica.applied < index
             if replica.raft.commit_untold:
                 # Readers elsewhere wait to hear of it.
                 self._host.tell_commit(replica)
-        return _Answer(timestamp, self._version, indexes)
+        return _Answer(timestamp, version, indexes)
 
     def _release_here(self, reader: Reader, version: int) -> bool:
         stood = self._host.holds.end(reader)
-        self._look()
-        return stood and version == self._version
-
-    def _look(self) -> None:
-        """Take a new version if a replica, term, leader or configuration has changed.
-
-        Twice in each round of anybody: 15 us with 64 groups, for nothing is made but tuples.
-        """
-        # Who has just been deposed has a new term already, and an evaluation until its next flush.
-        seen = [
-            (replica, raft.term, replica.evaluation if raft.is_leader else None, raft.configuration)
-            for replica in self._host.replicas.values()
-            for raft in (replica.raft,)
-        ]
-        if seen == self._seen:
-            return
-        self._seen = seen
-        self._version += 1
-        data = [one for one in seen if one[0].group != META_GROUP]
-        self._led = [replica for replica, _, evaluation, _ in data if evaluation is not None]
-        self._table = [
-            _Here(replica.group, replica.id, term, None if evaluation is None else configuration)
-            for replica, term, evaluation, configuration in data
-        ]
+        return stood and version == self._leaders.look()
 
 
 def _give_up(round_: _Round) -> None:
     if not round_.done.done():
         round_.late = True
         round_.done.set_exception(NoLeader("not every partition's leader has answered"))
-
-
-def _confirmed(leader: _Here, terms: Mapping[ReplicaId, int]) -> bool:
-    """Whether a quorum has not gone beyond the leader's term."""
-    assert leader.leads is not None
-    votes = {replica: True for replica, term in terms.items() if term <= leader.term}
-    return leader.leads.vote_result(votes) is VoteResult.WON

@@ -317,6 +317,11 @@ class Replica:
         evaluation.awaited = False
         return True
 
+    @property
+    def has_reached_read_floor(self) -> bool:
+        """Whether it leads, and has applied what a snapshot was promised."""
+        return self.evaluation is not None and self.applied >= self.evaluation.read_floor
+
     def read_floor_reached(self) -> asyncio.Future[int]:
         """Done when this leader has applied what a snapshot was promised (``read_floor``): any read
         of the present must see what a snapshot before it saw. Fails with NoLeader."""

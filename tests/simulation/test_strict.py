@@ -66,9 +66,5 @@ def test_holds_that_end_early_and_unnoticed_are_found(monkeypatch: pytest.Monkey
 
 def test_reads_that_lag_behind_a_snapshot_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a snapshot has seen in flight, a later read of that partition must see as well."""
-
-    def at_once(replica: Replica) -> asyncio.Future[int]:
-        return replica.reached_while_leading(0)
-
-    monkeypatch.setattr(Replica, "read_floor_reached", at_once)
+    monkeypatch.setattr(Replica, "has_reached_read_floor", True)
     assert found_within(range(1, 11), walkers=4, glances=1.0, seconds=2.0)

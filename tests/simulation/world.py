@@ -279,8 +279,10 @@ def simulate(
     world = World(loop, seed, nodes=nodes, config=config, faults=faults)
 
     async def run() -> None:
-        await scenario(world)
-        await world.close()
+        try:
+            await scenario(world)
+        finally:
+            await world.close()
 
     complaints = _Complaints(world)
     logging.getLogger().addHandler(complaints)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster_core.hlc import HybridClock
-from cluster_core.node import snapshot_rounds
+from cluster_core.node import confirmed_leaders
 from cluster_core.node.clock_watch import ClockWatch, Reading
 from cluster_core.node.feed import Feed
 from cluster_core.node.identity import Identity
@@ -73,7 +73,7 @@ def takes_no_note_of_clocks(patch: pytest.MonkeyPatch) -> None:
 
 def reads_snapshots_unconfirmed(patch: pytest.MonkeyPatch) -> None:
     """Who says that it leads is believed, though no quorum in its term has raised its clock."""
-    patch.setattr(snapshot_rounds, "_confirmed", lambda *_: True)
+    patch.setattr(confirmed_leaders, "_is_followed", lambda *_: True)
 
 
 def _applied_here(replica: Replica) -> asyncio.Future[int]:
