@@ -60,13 +60,13 @@ class Reads:
         self._router = router
         self._clock = clock
         self._config = config
-        self._leaders = ConfirmedLeaders(router.host, clock.latest)
-        self._moments = Moments(router, self._leaders)
-        self.rounds = SnapshotRounds(router, self._leaders, clock, partition_count)
+        self.leaders = ConfirmedLeaders(router.host, clock.latest)
+        self._moments = Moments(router, self.leaders)
+        self.rounds = SnapshotRounds(router, self.leaders, clock, partition_count)
         router.mesh.handle("query", self._serve_query, cancellable=True)
 
     def on_peer_down(self, peer: NodeId) -> None:
-        self._leaders.forget(peer)
+        self.leaders.forget(peer)
         self.rounds.on_peer_down(peer)
 
     async def close(self) -> None:

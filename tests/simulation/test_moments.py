@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster_core.cluster import KotobaCluster
+from cluster_core.graph.entities import Vertex
 from cluster_core.graph.operations import CreateNode, OperationResult, UpdateNode
 from cluster_core.node import confirmed_leaders
 from cluster_core.node.moments import Moments
@@ -29,8 +30,9 @@ async def increase(digest: Digest, cluster: KotobaCluster) -> None:
 
 
 async def count(digest: Digest, cluster: KotobaCluster) -> Any:
-    found = await cluster.execute_query(Get(cids=(digest,)))
-    return found.rows[0].properties["count"]
+    (vertex,) = (await cluster.execute_query(Get(cids=(digest,)))).rows
+    assert isinstance(vertex, Vertex)
+    return vertex.properties["count"]
 
 
 async def read_at_a_leader_that_stood_still(world: World) -> Any:

@@ -214,14 +214,14 @@ def test_a_leader_that_was_just_deposed_does_not_say_that_it_leads_in_the_new_te
         other = next(one for one in world.nodes if one is not node)
 
         async def depose(cluster: KotobaCluster) -> list[Configuration | None]:
-            rounds, raft = cluster.node.reads.rounds, replica.raft
+            leaders, raft = cluster.node.reads.leaders, replica.raft
             rival = replica.voter_at(other.name)
             assert rival is not None
             heard = Heartbeat(1, rival, raft.replica, raft.term + 1, 0, 0)
             cluster.node.host.on_messages(other.name, [heard])
             assert replica.evaluation is not None
-            rounds._look()
-            return [here.leads for here in rounds._table if here.group == 1]
+            leaders.look()
+            return [here.leads for here in leaders.table if here.group == 1]
 
         assert await node.ask(depose) == [None]
 
