@@ -221,13 +221,15 @@ class MemoryEngine:
             lost = self._state != "ok" and self._written % 2
             self._leave("the store is closed", keep=max(0, len(self._journal) - lost))
 
-    def crash(self, random: Random) -> MemoryDisk:
-        """Lose power. The disk keeps all that was synced, and a prefix of the rest.
+    def crash(self, random: Random | None = None) -> MemoryDisk:
+        """Lose power. The disk keeps all that was synced, and a prefix of the rest: as long as
+        ``random`` has it, or none.
 
         Every later use of this engine raises StorageFailed.
         """
         self._check_open()
-        self._leave("the node has crashed", keep=random.randrange(0, len(self._journal) + 1))
+        keep = 0 if random is None else random.randrange(0, len(self._journal) + 1)
+        self._leave("the node has crashed", keep=keep)
         return self.disk
 
     def _leave(self, reason: str, *, keep: int) -> None:

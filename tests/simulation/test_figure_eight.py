@@ -8,7 +8,6 @@ travels alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -17,6 +16,7 @@ from cluster_core.cluster import KotobaCluster
 from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
 from cluster_core.types import GroupId
+from tests.simulation.director import Director, set_links
 from tests.simulation.watch import Watch
 from tests.simulation.world import SIM_CONFIG, SimNode, World, simulate
 
@@ -26,35 +26,6 @@ GROUP: GroupId = 1
 CONFIG = replace(SIM_CONFIG, raft=replace(SIM_CONFIG.raft, append_bytes_max=1))
 
 
-class Director:
-    """Does something in the very turn of the event loop after which a condition holds."""
-
-    def __init__(self, world: World) -> None:
-        self._loop = world.loop
-        self._before = world.loop.after_turn
-        self._condition: Callable[[], bool] = bool
-        self._action: Callable[[], None] = lambda: None
-        world.loop.after_turn = self._after_turn
-
-    def _after_turn(self) -> None:
-        if self._before is not None:
-            self._before()
-        if self._condition():
-            self._condition = bool
-            self._action()
-
-    async def when(self, condition: Callable[[], bool], action: Callable[[], None]) -> None:
-        done: asyncio.Future[None] = self._loop.create_future()
-
-        def act() -> None:
-            action()
-            done.set_result(None)
-
-        self._condition, self._action = condition, act
-        async with asyncio.timeout(20):
-            await done
-
-
 def of(node: SimNode) -> Replica:
     return node.cluster.node.host.replicas[GROUP]
 
@@ -62,11 +33,6 @@ def of(node: SimNode) -> Replica:
 def has(node: SimNode, index: int, term: int) -> bool:
     log = of(node).log
     return log.last_index() >= index and log.term(index) == term
-
-
-def set_links(world: World, one: SimNode, other: SimNode, *, cut: bool) -> None:
-    for way in ((one.address, other.address), (other.address, one.address)):
-        (world.network.cut if cut else world.network.heal)(*way)
 
 
 async def propose(cluster: KotobaCluster) -> None:

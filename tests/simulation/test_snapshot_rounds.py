@@ -17,9 +17,9 @@ from cluster_core.node.snapshot_rounds import SnapshotRounds
 from cluster_core.query.plan import Get
 from cluster_core.raft import Configuration
 from cluster_core.replication.holds import Reader
-from cluster_core.replication.replica import Replica
 from cluster_core.wire.messages import Heartbeat
-from tests.simulation.world import SimNode, World, simulate
+from tests.simulation.director import leading
+from tests.simulation.world import World, simulate
 
 pytestmark = pytest.mark.simulation
 
@@ -50,14 +50,6 @@ def reading(
         return await rounds._release(round_)
 
     return read
-
-
-def leading(world: World, group: int) -> tuple[SimNode, Replica]:
-    for node in world.nodes:
-        replica = node.cluster.node.host.replicas[group]
-        if replica.evaluation is not None:
-            return node, replica
-    raise AssertionError("no leader")
 
 
 def test_a_write_above_a_snapshot_is_answered_behind_it() -> None:

@@ -118,15 +118,16 @@ class SimNode:
         if error is not None and not isinstance(error, ProcessDied):
             self.world.failures.append(f"{self.name} did not start: {error!r}")
 
-    async def crash(self) -> None:
-        """Power off: the process is gone at once, and with it a part of what was not synced."""
+    async def crash(self, *, and_all_unsynced: bool = False) -> None:
+        """Power off: the process is gone at once, and with it a part of what was not synced, or all
+        of it."""
         process, transport = self._running()
         engine = self.disk.owner
         unsynced = "its store closed" if engine is None else f"{engine.unsynced} batches unsynced"
         self.world.note(f"{self.name} crashes, {unsynced}")
         transport.vanish()
         if engine is not None:
-            engine.crash(self.world.random)
+            engine.crash(None if and_all_unsynced else self.world.random)
         await self._end(process)
 
     async def pause(self, seconds: float) -> None:

@@ -56,9 +56,7 @@ def main() -> int:
             said = problem or f"{by}, after {runs} runs"
             print(f"{name}: {said} ({wall_s:.0f} s)", flush=True)
     print(f"\n{table(rows)}")
-    elusive = {mutant.name for mutant in CATALOGUE if mutant.elusive}
-    missed = [name for name, (*_, problem) in rows.items() if problem and name not in elusive]
-    return 1 if missed else 0
+    return 1 if any(problem for *_, problem in rows.values()) else 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from typing import Final
 from tests.simulation.mutants import (
     of_indexes,
     of_membership,
+    of_moves,
     of_raft,
+    of_strict_reads,
     of_time,
     of_transactions,
     of_writing,
@@ -21,8 +23,10 @@ CATALOGUE: Final[tuple[Mutant, ...]] = (
     *of_writing.MUTANTS,
     *of_transactions.MUTANTS,
     *of_time.MUTANTS,
+    *of_strict_reads.MUTANTS,
     *of_indexes.MUTANTS,
     *of_membership.MUTANTS,
+    *of_moves.MUTANTS,
 )
 
 Outcome = tuple[int, float, str, str]

@@ -19,10 +19,11 @@ from typing import Final, Protocol
 
 import pytest
 
+from cluster_core.config import ClusterConfig
 from tests.simulation.runs import Plan, run
-from tests.simulation.world import World, simulate
+from tests.simulation.world import SIM_CONFIG, World, simulate
 
-__all__ = ["Everywhere", "Found", "Mutant", "Scenario", "Sighting", "Whole", "hunt", "play"]
+__all__ = ["Everywhere", "Found", "Mutant", "Same", "Scenario", "Sighting", "Whole", "hunt", "play"]
 
 ROOT: Final = Path(__file__).parents[3]
 
@@ -53,10 +54,21 @@ class Everywhere:
     """A scenario of its own, in a world from the seed; the nodes' own complaints count as well."""
 
     live: Callable[[World], object]
+    config: ClusterConfig = SIM_CONFIG
 
     def __call__(self, seed: int) -> None:
-        world = simulate(seed, self.live)  # type: ignore[arg-type]
+        world = simulate(seed, self.live, config=self.config)  # type: ignore[arg-type]
         assert not world.failures, "\n".join(world.failures)
+
+
+@dataclass(frozen=True, slots=True)
+class Same:
+    """A test of one schedule, whatever the seed."""
+
+    test: Callable[[], None]
+
+    def __call__(self, seed: int) -> None:
+        self.test()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +84,6 @@ class Mutant:
     first: int = 0
     within: int = 40
     quick: bool = True
-    elusive: bool = False
-    """Hunted for, and not found yet: no hunt fails for it."""
 
     @property
     def name(self) -> str:

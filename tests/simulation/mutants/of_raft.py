@@ -13,8 +13,9 @@ from cluster_core.replication.log_store import LogStore
 from cluster_core.replication.replica import Replica
 from cluster_core.storage.memory import MemoryBatch, MemoryEngine
 from cluster_core.wire.messages import Entry, HardState
-from tests.simulation.mutants.hunt import Mutant, Whole
+from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
 from tests.simulation.runs import Plan
+from tests.simulation.schedules import elect_without_a_witness
 from tests.simulation.test_figure_eight import figure_eight
 
 __all__ = ["MUTANTS"]
@@ -148,8 +149,8 @@ MUTANTS = [
         broken=counts_what_is_not_durable,
         area="Raft",
         rule="a leader's own entry counts when it is durable",
-        scenario=Whole(Plan(seconds=8, only=("crash_all", "slow_disk"), pace=0.4)),
-        quick=False,
-        elusive=True,
+        scenario=Everywhere(elect_without_a_witness),
+        first=2,
+        within=3,
     ),
 ]

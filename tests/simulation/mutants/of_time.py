@@ -25,6 +25,12 @@ from cluster_core.replication.replica import Replica
 from cluster_core.types import GroupId, Timestamp
 from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
 from tests.simulation.runs import Plan
+from tests.simulation.schedules import (
+    FIVE_PARTITIONS,
+    TWO_PARTITIONS,
+    lose_what_was_closed,
+    read_by_an_old_leader,
+)
 from tests.simulation.test_feed import follow_through_trouble
 
 __all__ = ["MUTANTS"]
@@ -161,6 +167,18 @@ def collects_above_the_horizon(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(history, "Collection", greedy)
 
 
+def keeps_a_horizon_of_its_own(patch: pytest.MonkeyPatch) -> None:
+    """It is no entry of the log: each replica gives up what is old enough by its own clock."""
+
+    def by_itself(self: history.Retention, replica: Replica) -> None:
+        closed_here = self._closed.of(replica.group).timestamp
+        wanted = min(self._clock.latest - self._retention, closed_here)
+        if wanted > replica.horizon + self._retention // history.ADVANCES:
+            replica.horizon = wanted
+
+    patch.setattr(history.Retention, "_advance", by_itself)
+
+
 def keeps_every_version_but_the_newest(patch: pytest.MonkeyPatch) -> None:
     """The newest version below the horizon is given up with the others."""
     keeps = history.Sieve.keeps
@@ -189,9 +207,8 @@ MUTANTS = [
         broken=reads_snapshots_unconfirmed,
         area=AREA,
         rule="a quorum raises its clock to T before T is read",
-        scenario=Whole(Plan(seconds=8, clients=0, tellers=6, only=("pause",), pace=1.0)),
-        quick=False,
-        elusive=True,
+        scenario=Everywhere(read_by_an_old_leader, TWO_PARTITIONS),
+        within=3,
     ),
     Mutant(
         broken=reads_snapshots_too_early,
@@ -225,11 +242,8 @@ MUTANTS = [
         broken=closes_before_it_is_committed,
         area=AREA,
         rule="closed is with an index that is committed",
-        scenario=Whole(
-            Plan(seconds=8, clients=2, tellers=6, only=("crash_all", "slow_disk"), pace=0.3)
-        ),
-        quick=False,
-        elusive=True,
+        scenario=Everywhere(lose_what_was_closed, FIVE_PARTITIONS),
+        within=3,
     ),
     Mutant(
         broken=takes_closed_for_applied,
@@ -258,6 +272,14 @@ MUTANTS = [
         rule="collection stays below an applied horizon",
         scenario=Whole(Plan(seconds=12)),
         first=2,
+    ),
+    Mutant(
+        broken=keeps_a_horizon_of_its_own,
+        area=AREA,
+        rule="a horizon is an entry of the log",
+        scenario=Whole(Plan(seconds=8)),
+        first=2,
+        quick=False,
     ),
     Mutant(
         broken=keeps_every_version_but_the_newest,

@@ -21,8 +21,14 @@ from cluster_core.txn import executor, participant, transactions
 from cluster_core.txn.records import TransactionRecord, decode_record
 from cluster_core.txn.transactions import Transactions, _delete_record
 from cluster_core.types import Digest, GroupId, Timestamp
-from tests.simulation.mutants.hunt import Mutant, Whole
+from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
 from tests.simulation.runs import Plan
+from tests.simulation.schedules import (
+    FIVE_PARTITIONS,
+    IMPATIENT,
+    abort_what_nobody_staged,
+    read_what_is_being_resolved,
+)
 from tests.simulation.test_transactions import hammer_in_every_order
 
 __all__ = ["MUTANTS"]
@@ -30,11 +36,6 @@ __all__ = ["MUTANTS"]
 AREA = "Transactions"
 BANK = Whole(Plan(seconds=6, clients=0, tellers=5))
 """Transfers and nothing else: they meet all the time."""
-
-HASTY = Whole(
-    Plan(seconds=5, clients=0, tellers=6, only=("slow_network",), pace=0.3, impatient=True)
-)
-"""Others decide for coordinators that still wait for the answers to their prepares."""
 
 MUTED = Whole(Plan(seconds=6, clients=0, tellers=6, only=("mute",), pace=0.5))
 """Leaders answer that they have prepared, and nobody else has it when another is elected."""
@@ -259,9 +260,8 @@ MUTANTS = [
         broken=leaves_no_trace_of_an_abort,
         area=AREA,
         rule="a missing record is created as ABORTED",
-        scenario=HASTY,
-        quick=False,
-        elusive=True,
+        scenario=Everywhere(abort_what_nobody_staged, IMPATIENT),
+        within=3,
     ),
     Mutant(
         broken=deletes_records_too_early,
@@ -273,9 +273,8 @@ MUTANTS = [
         broken=reads_on_at_an_old_moment,
         area=AREA,
         rule="a strong read begins again at C > T",
-        scenario=Whole(Plan(seconds=5, only=("slow_disk", "slow_network"), pace=0.3)),
-        quick=False,
-        elusive=True,
+        scenario=Everywhere(read_what_is_being_resolved, FIVE_PARTITIONS),
+        within=3,
     ),
     Mutant(
         broken=keeps_the_answer_of_an_abort,

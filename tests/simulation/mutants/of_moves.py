@@ -1,0 +1,52 @@
+"""Rules of moving replicas, each broken on purpose; ``test_move_mutants.py`` has more of them."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from cluster_core.replication.host import ReplicationHost
+from cluster_core.types import NodeId
+from cluster_core.wire.messages import Message
+from tests.simulation.mutants.hunt import Mutant, Whole
+from tests.simulation.runs import Plan
+
+__all__ = ["MUTANTS"]
+
+AREA = "Moving replicas"
+
+
+def takes_a_node_for_its_replica(patch: pytest.MonkeyPatch) -> None:
+    """A message counts as from and for whatever replicas the two nodes have in the configuration
+    that the receiver knows: the vote of one that came back is that of the one that left."""
+    on_messages = ReplicationHost.on_messages
+
+    def readdressed(self: ReplicationHost, peer: NodeId, message: Message) -> Message:
+        replica = self.find(message.group)
+        if replica is None:
+            return message
+        members = replica.raft.configuration.members
+        known = [one for one in members if replica.members.get(one) == peer]
+        source = message.source if message.source in known or not known else known[-1]
+        return replace(message, source=source, target=replica.id)
+
+    def careless(self: ReplicationHost, peer: NodeId, messages: list[Message]) -> None:
+        on_messages(self, peer, [readdressed(self, peer, message) for message in messages])
+
+    patch.setattr(ReplicationHost, "on_messages", careless)
+
+
+MUTANTS = [
+    Mutant(
+        broken=takes_a_node_for_its_replica,
+        area=AREA,
+        rule="a message counts only between the replicas that it names",
+        scenario=Whole(
+            Plan(
+                nodes=5, seconds=5, clients=2, tellers=0, only=("move_replicas", "crash"), pace=0.3
+            )
+        ),
+        first=4,
+        quick=False,
+    ),
+]

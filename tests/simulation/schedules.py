@@ -1,0 +1,234 @@
+"""Schedules, step by step, in which a broken rule shows that random faults seldom or never meet.
+
+Each plays one run from a seed, and raises an AssertionError where a promise is broken. They are
+played by ``mutants/``: with the rule broken, where they have to say so, and without, where they
+have to hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+from cluster_core.cluster import KotobaCluster
+from cluster_core.graph.entities import Vertex
+from cluster_core.graph.operations import BatchOperation, UpdateNode
+from cluster_core.query.plan import Get
+from cluster_core.raft import Role
+from cluster_core.replication.replica import Replica
+from cluster_core.types import Digest, GroupId
+from tests.simulation.director import Director, leading, one_in_each_partition, set_links
+from tests.simulation.loop import ProcessDied
+from tests.simulation.watch import Watch
+from tests.simulation.world import SIM_CONFIG, SimNode, World
+
+__all__ = [
+    "FIVE_PARTITIONS",
+    "IMPATIENT",
+    "TWO_PARTITIONS",
+    "abort_what_nobody_staged",
+    "elect_without_a_witness",
+    "lose_what_was_closed",
+    "read_by_an_old_leader",
+    "read_what_is_being_resolved",
+]
+
+FIVE_PARTITIONS: Final = replace(SIM_CONFIG, partition_count=5)
+"""Of four, one of three nodes leads none."""
+
+IMPATIENT: Final = replace(
+    FIVE_PARTITIONS,
+    replication=replace(SIM_CONFIG.replication, coordinator_silence_ms=20, sweep_interval_ms=20),
+)
+"""Others decide for a coordinator after 20 ms."""
+
+TWO_PARTITIONS: Final = replace(SIM_CONFIG, partition_count=2)
+
+SYNC_S: Final = 0.9
+"""A sync that takes so long is not over in any of these schedules, and the node still leads."""
+
+
+async def at_home(world: World) -> dict[GroupId, Digest]:
+    """Leaders are where they stay, and each partition has a vertex."""
+    world.start_all()
+    await world.until_ready()
+    await asyncio.sleep(3)
+    return await one_in_each_partition(world)
+
+
+def of(node: SimNode, group: GroupId) -> Replica:
+    return node.cluster.node.host.replicas[group]
+
+
+def at_three_leaders(world: World, vertices: dict[GroupId, Digest]) -> dict[GroupId, SimNode]:
+    """Groups with different leaders."""
+    leaders: dict[GroupId, SimNode] = {}
+    for group in vertices:
+        node, _ = leading(world, group)
+        if node not in leaders.values():
+            leaders[group] = node
+    assert len(leaders) == len(world.nodes)
+    return leaders
+
+
+def write(node: SimNode, *digests: Digest) -> asyncio.Task[Any]:
+    """Set ``n`` to 1, by a transaction whose home is the first one's partition."""
+    steps = [BatchOperation(UpdateNode(digest, {"n": 1})) for digest in digests]
+
+    async def ask(cluster: KotobaCluster) -> object:
+        if len(steps) == 1:
+            return await cluster.execute_operation(steps[0].operation)
+        return await cluster.execute_transaction(steps)
+
+    return asyncio.ensure_future(node.ask(ask))
+
+
+async def read(node: SimNode, *digests: Digest) -> list[object]:
+    """What ``n`` is now."""
+    found = await node.ask(lambda cluster: cluster.execute_query(Get(cids=digests)))
+    rows = {row.digest: row.properties for row in found.rows if isinstance(row, Vertex)}
+    return [rows[digest]["n"] for digest in digests]
+
+
+async def at_rest(world: World, watch: Watch) -> None:
+    world.network.heal_all()
+    world.network.mute.clear()
+    for node in world.nodes:
+        node.disk.sync_delay = node.normal_sync_delay
+    world.start_all()
+    await world.until_ready()
+    await world.until(watch.is_level, 30, "all level, no intent left")
+
+
+def hang_syncs(*nodes: SimNode) -> None:
+    for node in nodes:
+        node.disk.sync_delay = lambda: SYNC_S
+
+
+async def abort_what_nobody_staged(world: World) -> None:
+    """A transaction is aborted by a participant's recovery while its coordinator still waits for
+    another participant to prepare, and then has all that it needs to stage it."""
+    watch = Watch(world)
+    vertices = await at_home(world)
+    leaders = at_three_leaders(world, vertices)
+    (_, home), (early, quick), (_, late) = leaders.items()
+    written = [vertices[group] for group in leaders]
+    world.network.cut(late.address, home.address, hold=True)
+    writing = write(home, *written)
+    participant = of(quick, early)
+    await world.until(lambda: len(participant.intents) == 1, 1, "prepared", every=0.001)
+    await world.until(lambda: not participant.intents, 1, "aborted", every=0.001)
+    assert not writing.done()
+    world.network.heal(late.address, home.address)
+    await writing
+    assert await read(quick, *written) == [1, 1, 1], "of a committed transaction a part is missing"
+    await at_rest(world, watch)
+
+
+async def read_what_is_being_resolved(world: World) -> None:
+    """A transaction is committed and answered, and a participant learns of it a little later: who
+    reads there meanwhile is given a time before its commit."""
+    watch = Watch(world)
+    vertices = await at_home(world)
+    leaders = at_three_leaders(world, vertices)
+    (_, home), (group, other), _ = leaders.items()
+    written = [vertices[one] for one in leaders]
+    await write(home, *written)
+    world.network.cut(home.address, other.address, hold=True)
+    assert of(other, group).intents, "it is not resolved yet"
+    reading = asyncio.ensure_future(read(other, vertices[group]))
+    await asyncio.sleep(0.1)
+    world.network.heal(home.address, other.address)
+    assert await reading == [1], "a read does not see what was acknowledged before it"
+    await at_rest(world, watch)
+
+
+async def read_by_an_old_leader(world: World) -> None:
+    """A leader that was replaced does not know, takes a snapshot, and hears of nobody who leads its
+    group but itself: the new leader's answers do not arrive, and the third node leads the rest."""
+    watch = Watch(world)
+    director = Director(world)
+    vertices = await at_home(world)
+    (group, vertex), (other_group, other_vertex) = vertices.items()
+    old, replica = leading(world, group)
+    third, _ = leading(world, other_group)
+    assert third is not old
+    new = next(node for node in world.nodes if node not in (old, third))
+    world.network.cut(new.address, old.address, hold=True)
+
+    async def hand_over(cluster: KotobaCluster) -> None:
+        assert cluster.node.host.transfer(replica, new.name)
+
+    await old.ask(hand_over)
+    await director.when(
+        lambda: of(new, group).raft.role is Role.CANDIDATE,
+        lambda: world.network.mute.add(old.address),
+    )
+    await world.until(lambda: of(new, group).evaluation is not None, 1, "elected", every=0.001)
+    await write(new, vertex)
+    assert replica.evaluation is not None, "the old leader does not know"
+    reading = asyncio.ensure_future(read(old, vertex, other_vertex))
+    await asyncio.sleep(0.2)
+    world.network.heal(new.address, old.address)
+    world.network.mute.clear()
+    assert await reading == [1, 0], "a snapshot does not see what was acknowledged before it"
+    await at_rest(world, watch)
+
+
+async def lose_what_was_closed(world: World) -> None:
+    """The power fails everywhere while a participant has resolved an intent and no disk has that
+    yet. It is resolved once more, later in the log."""
+    watch = Watch(world)
+    director = Director(world)
+    vertices = await at_home(world)
+    leaders = at_three_leaders(world, vertices)
+    (_, home), (group, other), _ = leaders.items()
+    participant = of(other, group)
+
+    def resolves() -> bool:
+        """The entry is proposed, and nothing of it is written."""
+        evaluation = participant.evaluation
+        assert evaluation is not None
+        return bool(participant.intents) and evaluation.lowest_prepared is None
+
+    written = [vertices[one] for one in leaders]
+    writing = write(home, *written)
+    await director.when(resolves, lambda: hang_syncs(*world.nodes))
+    await writing
+    await asyncio.sleep(0.3)  # some ticks, each of which closes the present if it may
+    assert participant.intents, "no disk has the entry"
+    for node in world.nodes:
+        await node.crash(and_all_unsynced=True)
+    await at_rest(world, watch)
+    assert await read(other, *written) == [1, 1, 1]
+
+
+async def elect_without_a_witness(world: World) -> None:
+    """A leader whose disk is slow and one follower have an entry; the leader's power fails, and it
+    comes back together with the node that has nothing of it."""
+    watch = Watch(world)
+    vertices = await at_home(world)
+    group, vertex = next(iter(vertices.items()))
+    leader, _ = leading(world, group)
+    witness, third = (node for node in world.nodes if node is not leader)
+    two = (leader, third)
+    set_links(world, leader, third, cut=True)
+    hang_syncs(leader)
+    writing = write(leader, vertex)
+    await asyncio.sleep(0.3)
+    assert of(witness, group).log.last_index() == of(leader, group).log.last_index()
+    acknowledged = writing.done()
+    for node in (leader, witness):
+        await node.crash(and_all_unsynced=True)
+    with suppress(ProcessDied):
+        await writing
+    world.network.heal_all()
+    leader.disk.sync_delay = leader.normal_sync_delay
+    leader.start()
+    await world.until(lambda: leader.founded is not None, 5, "it is back")
+    await world.until(lambda: any(of(one, group).evaluation for one in two), 20, "a leader")
+    found = await read(third, vertex)
+    assert found == [1] or not acknowledged, "an acknowledged write is lost"
+    await at_rest(world, watch)
