@@ -8,17 +8,19 @@ have to hold.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from cluster_core.cluster import KotobaCluster
 from cluster_core.graph.entities import Vertex
-from cluster_core.graph.operations import BatchOperation, UpdateNode
+from cluster_core.graph.operations import BatchOperation, CreateNode, UpdateNode
+from cluster_core.placement.table import GroupTable
 from cluster_core.query.plan import Get
 from cluster_core.raft import Role
 from cluster_core.replication.replica import Replica
-from cluster_core.types import Digest, GroupId
+from cluster_core.types import META_GROUP, Digest, GroupId
 from tests.simulation.director import Director, leading, one_in_each_partition, set_links
 from tests.simulation.loop import ProcessDied
 from tests.simulation.watch import Watch
@@ -30,7 +32,9 @@ __all__ = [
     "TWO_PARTITIONS",
     "abort_what_nobody_staged",
     "elect_without_a_witness",
+    "lose_again_and_again",
     "lose_what_was_closed",
+    "move_by_an_old_table",
     "read_by_an_old_leader",
     "read_what_is_being_resolved",
 ]
@@ -48,6 +52,8 @@ TWO_PARTITIONS: Final = replace(SIM_CONFIG, partition_count=2)
 
 SYNC_S: Final = 0.9
 """A sync that takes so long is not over in any of these schedules, and the node still leads."""
+
+RIVALS: Final = 8
 
 
 async def at_home(world: World) -> dict[GroupId, Digest]:
@@ -232,3 +238,86 @@ async def elect_without_a_witness(world: World) -> None:
     found = await read(third, vertex)
     assert found == [1] or not acknowledged, "an acknowledged write is lost"
     await at_rest(world, watch)
+
+
+async def lose_again_and_again(world: World) -> None:
+    """A transaction wants a vertex that others hold, one a moment after the other. All but the
+    first began after it."""
+    watch = Watch(world)
+    vertices = await at_home(world)
+    leaders = at_three_leaders(world, vertices)
+    (group, own), (wanted, holder), (_, others) = leaders.items()
+    way = (others.address, holder.address)
+    made = [
+        await others.ask(lambda cluster: cluster.execute_operation(CreateNode((), {"n": 0})))
+        for _ in range(RIVALS)
+    ]
+    waiting: asyncio.Task[Any] | None = None
+    for rival in made:
+        world.network.heal(*way)  # the one before is resolved: the vertex is free
+        await asyncio.sleep(0.001)
+        await write(others, rival.digest, vertices[wanted])
+        world.network.cut(*way, hold=True)
+        waiting = waiting or write(own, vertices[group], vertices[wanted])
+        await asyncio.sleep(0.1)
+    assert waiting is not None
+    assert waiting.done(), "a transaction that is older than all others never has its turn"
+    await at_rest(world, watch)
+
+
+async def move_by_an_old_table(world: World) -> None:
+    """A replica is to move, and then is not; the new node and the next leader of the group have
+    heard of the first only. Had they gone on by it, the group would count on a replica that the
+    table does not have any more, and that its node removes."""
+    watch = Watch(world)
+    director = Director(world)
+    world.start_all()
+    await world.until_ready()
+    await asyncio.sleep(3)
+    meta, _ = leading(world, META_GROUP)
+    group = next(one for one in world.groups if meta.name not in table(meta, one).nodes)
+    first, next_one, _ = (named(world, name) for name in table(meta, group).nodes)
+    outsiders = [one for one in world.nodes if one.name not in table(meta, group).nodes]
+    target = next(one for one in outsiders if one is not meta)
+    before = table(meta, group)
+    moves = [next_one.name, first.name, target.name]  # and the next leader shall lead
+
+    def place(nodes: list[str]) -> Awaitable[object]:
+        return meta.ask(lambda cluster: cluster.change_replicas(group - 1, nodes))
+
+    def cut_off() -> None:
+        for node in (next_one, target):
+            set_links(world, meta, node, cut=True)
+
+    wanted = asyncio.ensure_future(place(moves))
+    index = of(meta, META_GROUP).raft.last_index + 1
+    await director.when(
+        lambda: all(of(one, META_GROUP).applied >= index for one in (next_one, target)), cut_off
+    )
+    await wanted
+    await place(before.nodes)
+    await world.until(
+        lambda: table(first, group).settled and table(first, group).version > before.version,
+        5,
+        "the leader has reported that nothing has moved",
+    )
+    assert table(first, group).members == before.members
+    assert table(next_one, group).replica_at(target.name) is not None, "it has the old table"
+    leader = of(first, group)
+
+    async def hand_over(cluster: KotobaCluster) -> None:
+        assert cluster.node.host.transfer(leader, next_one.name)
+
+    await first.ask(hand_over)
+    await world.until(lambda: of(next_one, group).evaluation is not None, 5, "handed over")
+    await asyncio.sleep(1)
+    await at_rest(world, watch)
+    await world.until(watch.moves_are_settled, 30, "settled")
+
+
+def table(node: SimNode, group: GroupId) -> GroupTable:
+    return node.cluster.node.tables[group]
+
+
+def named(world: World, name: str) -> SimNode:
+    return next(node for node in world.nodes if node.name == name)

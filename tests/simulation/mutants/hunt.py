@@ -55,9 +55,10 @@ class Everywhere:
 
     live: Callable[[World], object]
     config: ClusterConfig = SIM_CONFIG
+    nodes: int = 3
 
     def __call__(self, seed: int) -> None:
-        world = simulate(seed, self.live, config=self.config)  # type: ignore[arg-type]
+        world = simulate(seed, self.live, nodes=self.nodes, config=self.config)  # type: ignore[arg-type]
         assert not world.failures, "\n".join(world.failures)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from cluster_core.node.placements import Placements
 from cluster_core.replication.host import ReplicationHost
 from cluster_core.types import NodeId
 from cluster_core.wire.messages import Message
-from tests.simulation.mutants.hunt import Mutant, Whole
+from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
 from tests.simulation.runs import Plan
+from tests.simulation.schedules import move_by_an_old_table
 
 __all__ = ["MUTANTS"]
 
@@ -36,7 +38,23 @@ def takes_a_node_for_its_replica(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ReplicationHost, "on_messages", careless)
 
 
+def moves_by_an_old_table(patch: pytest.MonkeyPatch) -> None:
+    """A leader goes on by what it knows of the partition table, without asking for the newest."""
+
+    async def as_it_is(self: Placements, deadline: float) -> None:
+        self.refresh()
+
+    patch.setattr(Placements, "bring_up_to_date", as_it_is)
+
+
 MUTANTS = [
+    Mutant(
+        broken=moves_by_an_old_table,
+        area=AREA,
+        rule="a leader moves replicas by a table that it asked for in its term",
+        scenario=Everywhere(move_by_an_old_table, nodes=5),
+        within=3,
+    ),
     Mutant(
         broken=takes_a_node_for_its_replica,
         area=AREA,

@@ -19,7 +19,7 @@ from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
 from cluster_core.txn import executor, participant, transactions
 from cluster_core.txn.records import TransactionRecord, decode_record
-from cluster_core.txn.transactions import Transactions, _delete_record
+from cluster_core.txn.transactions import Transaction, Transactions, _delete_record
 from cluster_core.types import Digest, GroupId, Timestamp
 from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
 from tests.simulation.runs import Plan
@@ -27,6 +27,7 @@ from tests.simulation.schedules import (
     FIVE_PARTITIONS,
     IMPATIENT,
     abort_what_nobody_staged,
+    lose_again_and_again,
     read_what_is_being_resolved,
 )
 from tests.simulation.test_transactions import hammer_in_every_order
@@ -170,6 +171,16 @@ def waits_in_a_circle(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(participant, "LOCK_WAIT_S", 60.0)
 
 
+def grows_young_again(patch: pytest.MonkeyPatch) -> None:
+    """Each attempt begins anew, so whoever loses is the younger the next time as well."""
+    begin = Transactions.begin
+
+    def anew(self: Transactions, request: Any, parts: Any, _: Timestamp) -> Transaction:
+        return begin(self, request, parts, self._clock.now())
+
+    patch.setattr(Transactions, "begin", anew)
+
+
 def reads_on_at_an_old_moment(patch: pytest.MonkeyPatch) -> None:
     """A read that waited for a transaction does not begin again above its commit."""
     decided = IntentIndex.decided
@@ -289,5 +300,13 @@ MUTANTS = [
         rule="the older waits, the younger is refused",
         scenario=all_end_in_time,
         within=3,
+    ),
+    Mutant(
+        broken=grows_young_again,
+        area=AREA,
+        rule="a transaction keeps its age over retries",
+        scenario=Everywhere(lose_again_and_again, FIVE_PARTITIONS),
+        first=1,
+        within=10,
     ),
 ]
