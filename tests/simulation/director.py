@@ -50,8 +50,8 @@ def set_links(world: World, one: SimNode, other: SimNode, *, cut: bool) -> None:
 def leading(world: World, group: GroupId) -> tuple[SimNode, Replica]:
     """Who leads ``group`` and is ready to; the first of them, where an old leader does not know."""
     for node in world.nodes:
-        replica = node.cluster.node.host.replicas[group]
-        if replica.evaluation is not None:
+        replica = node.cluster.node.host.replicas.get(group)
+        if replica is not None and replica.evaluation is not None:
             return node, replica
     raise AssertionError("no leader")
 

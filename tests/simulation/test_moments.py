@@ -15,7 +15,8 @@ from cluster_core.node import confirmed_leaders
 from cluster_core.node.moments import Moments
 from cluster_core.query.plan import Get
 from cluster_core.types import Digest
-from tests.simulation.test_snapshot_rounds import in_a_cluster, leading
+from tests.simulation.director import leading
+from tests.simulation.test_snapshot_rounds import in_a_cluster
 from tests.simulation.world import World
 
 pytestmark = pytest.mark.simulation

@@ -1,5 +1,5 @@
-"""Rules of snapshots in real time, each broken on purpose, and shown to a schedule of two steps.
-What whole histories say of the like is in ``test_strict.py``."""
+"""Rules of snapshots in real time, each broken on purpose and played step by step. What whole
+histories say of the like is in ``test_strict.py``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import pytest
 from cluster_core.node.snapshot_rounds import SnapshotRounds
 from cluster_core.replication.holds import Holds, Reader
 from cluster_core.types import Timestamp
-from tests.simulation.mutants.hunt import Mutant, Same
+from tests.simulation.mutants.hunt import Everywhere, Mutant, Same
+from tests.simulation.schedules import TWO_PARTITIONS, change_leaders_under_a_snapshot
 from tests.simulation.test_snapshot_rounds import (
     test_a_read_that_sees_what_is_above_a_snapshot_is_answered_behind_it as read_above,
 )
 from tests.simulation.test_snapshot_rounds import (
     test_a_snapshot_whose_holds_ended_by_themselves_does_not_stand as dawdle,
-)
-from tests.simulation.test_snapshot_rounds import (
-    test_a_snapshot_whose_leader_changed_meanwhile_does_not_stand as change_the_leader,
 )
 from tests.simulation.test_snapshot_rounds import (
     test_a_write_above_a_snapshot_is_answered_behind_it as write_above,
@@ -94,7 +92,7 @@ MUTANTS = [
         broken=tells_a_snapshot_whose_leaders_have_changed,
         area=AREA,
         rule="a snapshot is told if nobody has led in another term",
-        scenario=Same(change_the_leader),
-        within=1,
+        scenario=Everywhere(change_leaders_under_a_snapshot, TWO_PARTITIONS, nodes=5),
+        within=3,
     ),
 ]

@@ -77,6 +77,11 @@ def drops_shared_locks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(executor, "locks_of", lambda part: own(locks_of(part)))
 
 
+def writes_past_locks(patch: pytest.MonkeyPatch) -> None:
+    """A write of a single partition does not look for the locks of transactions."""
+    patch.setattr(executor, "_require_unlocked", lambda evaluation, parts: None)
+
+
 def ignores_preconditions(patch: pytest.MonkeyPatch) -> None:
     """``if_version`` is not looked at."""
     require_live = evaluation._require_live
@@ -213,6 +218,11 @@ def keeps_the_answer_of_an_abort(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Draft, "delete", spare)
 
 
+def believes_an_undecided_attempt(patch: pytest.MonkeyPatch) -> None:
+    """A retry is answered from the dedupe entry of an attempt that may still be aborted."""
+    patch.setattr(Transactions, "undecided", lambda self, evaluation, transaction: False)
+
+
 def all_end_in_time(seed: int) -> None:
     """Transactions that write the same vertices in every order."""
     try:
@@ -236,6 +246,13 @@ MUTANTS = [
         rule="who creates an edge holds both its ends",
         scenario=Whole(Plan(seconds=6, clients=12, tellers=0, chaos=False)),
         first=1,
+        quick=False,
+    ),
+    Mutant(
+        broken=writes_past_locks,
+        area=AREA,
+        rule="a write of one partition obeys locks as well",
+        scenario=Whole(Plan(seconds=6, clients=12, tellers=0, chaos=False)),
         quick=False,
     ),
     Mutant(
@@ -291,6 +308,13 @@ MUTANTS = [
         broken=keeps_the_answer_of_an_abort,
         area=AREA,
         rule="an abort takes its dedupe entry away",
+        scenario=Whole(Plan(seconds=6, clients=10, tellers=0, only=("mute",), pace=0.5)),
+        quick=False,
+    ),
+    Mutant(
+        broken=believes_an_undecided_attempt,
+        area=AREA,
+        rule="a retry decides the earlier attempt first",
         scenario=Whole(Plan(seconds=6, clients=10, tellers=0, only=("mute",), pace=0.5)),
         quick=False,
     ),
