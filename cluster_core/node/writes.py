@@ -408,9 +408,15 @@ class Writes:
         principal: str,
         deadline: float,
     ) -> list[tuple[int, Item]]:
-        """Ask all partitions for the edges among ``lost``; what is nowhere is not found."""
+        """Ask all partitions for the edges among ``lost``; what is nowhere is not found. Where that
+        cannot be asked, these alone fail: others of their batch may have been executed."""
         digests = [_edge_of(operation) for _, operation in lost]
-        sources: dict[Digest, Digest] = await self._locate(digests, deadline)
+        try:
+            sources: dict[Digest, Digest] = await self._locate(digests, deadline)
+        except KotobaError as error:
+            for position, _ in lost:
+                outcomes[position] = error
+            return []
         items = []
         for (position, operation), digest in zip(lost, digests, strict=True):
             source = sources.get(digest)

@@ -1,0 +1,53 @@
+"""Writes at the node that is asked, a cluster of one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from cluster_core.cluster import KotobaCluster
+from cluster_core.config import ClusterConfig
+from cluster_core.errors import NoLeader
+from cluster_core.graph.operations import (
+    BatchOperation,
+    CreateEdge,
+    CreateNode,
+    OperationResult,
+    UpdateEdge,
+)
+from cluster_core.query.plan import Count
+from cluster_core.query.results import CountRow
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[KotobaCluster]:
+    node = KotobaCluster("node1", ClusterConfig(partition_count=4))
+    await node.start("node1:1")
+    await node.ready()
+    yield node
+    await node.stop()
+
+
+async def test_a_batch_whose_edges_cannot_be_looked_for_says_what_was_executed_all_the_same(
+    cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def in_vain(*_: Any) -> None:
+        raise NoLeader("a partition has no leader")
+
+    monkeypatch.setattr(cluster.node.writes, "_locate", in_vain)
+    *created, updated = await cluster.execute_batch(
+        [
+            BatchOperation(CreateNode(), "a"),
+            BatchOperation(CreateNode(), "b"),
+            BatchOperation(
+                CreateEdge("KNOWS", b"", b""), "e", {"source_cid": "a", "target_cid": "b"}
+            ),
+            BatchOperation(UpdateEdge(b"", {"since": 2020}), refs={"cid": "e"}),
+        ]
+    )
+    assert all(isinstance(outcome, OperationResult) for outcome in created)
+    assert isinstance(updated, NoLeader)
+    found = await cluster.execute_query(Count(of="edges"))
+    assert found.rows == [CountRow(count=1)]
