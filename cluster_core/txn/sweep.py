@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from cluster_core.config import ClusterConfig
@@ -62,18 +62,18 @@ class Sweep:
     async def _recover_forever(self) -> None:
         while True:
             await asyncio.sleep(self._config.sweep_interval_ms / 1000)
-            await asyncio.gather(*(self._guarded(one, self._recover(one)) for one in self._led()))
+            await asyncio.gather(*(self._guarded(self._recover, one) for one in self._led()))
 
     async def _forget_forever(self) -> None:
         """One group after the other: together they take the share of one."""
         while True:
             await asyncio.sleep(FORGET_EVERY * self._config.sweep_interval_ms / 1000)
             for replica in self._led():
-                await self._guarded(replica, self._forget(replica))
+                await self._guarded(self._forget, replica)
 
-    async def _guarded(self, replica: Replica, work: Awaitable[None]) -> None:
+    async def _guarded(self, work: Callable[[Replica], Awaitable[None]], replica: Replica) -> None:
         try:
-            await work
+            await work(replica)
         except KotobaError as error:
             log.debug("group %d, next time: %s", replica.group, error.detail)
         except Exception:
