@@ -389,7 +389,13 @@ class Plan(AnswerModel):
         int | None, Field(description="Ranges of the property index that are read, per partition.")
     ]
     filter: Annotated[bool, Field(description="Whether what is found is filtered further.")]
-    records_read: Annotated[bool, Field(description="False where the index alone can count.")]
+    records_read: Annotated[
+        bool,
+        Field(
+            description="False where the index alone can count; then only one entity is read of "
+            "each value that it is grouped by."
+        ),
+    ]
     order: Annotated[
         Literal["index", "sort", "place"] | None,
         Field(description="Rows in the order of the index, sorted, or by partition and CID."),

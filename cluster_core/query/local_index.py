@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from cluster_core.graph.indexes import VALUE_BYTES_MAX, IndexState, decode_definition, value_key
+from cluster_core.graph.records import EDGE
+from cluster_core.graph.values import Value
 from cluster_core.ports import DATA
 from cluster_core.query.ordering import COMPLEMENT, compile_order
 from cluster_core.query.plan import OrderBy
@@ -24,7 +26,16 @@ from cluster_core.query.work import ALL_VERSIONS, Work, properties_of
 from cluster_core.storage import keys
 from cluster_core.types import Digest, group_of
 
-__all__ = ["IndexRefused", "Row", "digests_in_place", "entry_batches", "rows_in_order"]
+__all__ = [
+    "IndexRefused",
+    "Row",
+    "digests_in_place",
+    "entry_batches",
+    "label_of",
+    "rows_in_order",
+    "value_of",
+    "values_forwards",
+]
 
 COLLECT_MAX: Final = 50_000
 """Entries of a partition that are put in the order of their digests; where more fit, whoever reads
@@ -33,6 +44,7 @@ by digest meets enough of them without the index."""
 _SUFFIX: Final = 40
 """Digest and timestamp, behind the value in an entry's key."""
 _DIGEST: Final = slice(-40, -8)
+_LABEL: Final = slice(len(keys.labels_prefix(0, EDGE)), -_SUFFIX - 1)
 
 Row = tuple[bytes, bytes, bytes]
 """Place in the order of the query, key and record of the entity."""
@@ -62,7 +74,11 @@ def entry_batches(access: Access, kind: int, partition: int, work: Work) -> Iter
 def _entry_ranges(access: Access, kind: int, partition: int) -> Iterator[tuple[bytes, bytes]]:
     group = group_of(partition)
     if not access.index:
-        prefix = keys.label_prefix(group, kind, access.label)
+        prefix = (
+            keys.labels_prefix(group, kind)
+            if access.every_label
+            else keys.label_prefix(group, kind, access.label)
+        )
         yield prefix, keys.after(prefix)
         return
     prefix = keys.values_prefix(group, access.index, kind)
@@ -82,6 +98,11 @@ def _entries(
         yield [key for key, _ in visible]
     if not is_checked:
         _require_usable(access, partition, work)
+
+
+def label_of(entry: bytes) -> str:
+    """The label in the key of an entry of the label index."""
+    return entry[_LABEL].decode()
 
 
 # By digest
@@ -126,7 +147,7 @@ def rows_in_order(
         first = value.translate(COMPLEMENT)
         values = _values_backwards(access, kind, partition, first, work)
     else:
-        values = _values_forwards(access, kind, partition, value, work)
+        values = values_forwards(access, kind, partition, value, work)
     place_of = compile_order((order,))
     for key, digests in values:
         yield None
@@ -158,7 +179,15 @@ def _load(
     return pair
 
 
-def _values_forwards(
+def value_of(access: Access, partition: int, key: bytes, digest: Digest, work: Work) -> Value:
+    """The value of an entity that the index has under ``key``."""
+    pair = _load(access, partition, key, digest, work)
+    if pair is None:
+        raise IndexRefused  # it has moved on to another value meanwhile
+    return properties_of(pair[1]).get(access.property_name)
+
+
+def values_forwards(
     access: Access, kind: int, partition: int, first: bytes, work: Work
 ) -> Iterator[tuple[bytes, list[Digest]]]:
     """(value, digests) ascending from ``first``. A value with many entities comes in pieces, except
@@ -188,7 +217,7 @@ def _values_forwards(
 def _values_backwards(
     access: Access, kind: int, partition: int, first: bytes, work: Work
 ) -> Iterator[tuple[bytes, list[Digest]]]:
-    """As :func:`_values_forwards`, descending. Each value is looked for from behind, and its
+    """As :func:`values_forwards`, descending. Each value is looked for from behind, and its
     entities are then read forwards, by digest: 20 us a value more than forwards."""
     prefix = keys.values_prefix(group_of(partition), access.index, kind)
     top = keys.after(first[:VALUE_BYTES_MAX]) if first else b""

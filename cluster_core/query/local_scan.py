@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heapreplace
 from struct import Struct
@@ -10,6 +11,7 @@ from typing import Final
 from msgspec import structs
 
 from cluster_core.graph.blocks import decode_block
+from cluster_core.graph.indexes import VALUE_BYTES_MAX
 from cluster_core.graph.records import EDGE, record_block, record_kind
 from cluster_core.graph.values import Value
 from cluster_core.query.local_index import (
@@ -17,7 +19,10 @@ from cluster_core.query.local_index import (
     Row,
     digests_in_place,
     entry_batches,
+    label_of,
     rows_in_order,
+    value_of,
+    values_forwards,
 )
 from cluster_core.query.ordering import compile_order, order_key
 from cluster_core.query.plan import GROUP_BY_LABEL
@@ -44,6 +49,7 @@ __all__ = ["count", "scan", "scan_position"]
 
 _pack_u16: Final = Struct(">H").pack
 
+_NULL: Final = order_key(None)
 _BURST_MAX: Final = 64
 """Entities that are read before it is looked whether there are enough."""
 
@@ -275,45 +281,83 @@ async def count(task: CountTask, work: Work) -> CountResult:
 
 
 async def _count(task: CountTask, work: Work) -> CountResult:
-    if task.access.exact and task.group_by is None:
-        return await _count_entries(task, work)
-    fits = fitting(task.kind, task.labels, task.where)
-    counts: dict[bytes, int] = {}
-    values: dict[bytes, Value] = {}
-    bound = None
+    """Where the index alone knows how many there are, 1 us each; where records are read, 8."""
+    groups = _Groups(task.groups_max)
+    enter = _enter_entries if task.access.counts(task.group_by) else _enter_records
     for partition in sorted(set(task.partitions)):
         await work.settle(partition, None)
-        for pairs in _in_any_order(task.access, task.kind, partition, work):
-            for _, record in pairs:
-                if fits(record):
-                    for value in _groups(task.group_by, record):
-                        group = order_key(value)
-                        counts[group] = counts.get(group, 0) + 1
-                        values.setdefault(group, value)
+        for _ in enter(task, partition, groups, work):
             await work.breathe()
-            if len(counts) > task.groups_max:
-                bound = "groups"
-            elif work.exhausted:
-                bound = "scanned"
+            bound = "groups" if groups.too_many else "scanned" if work.exhausted else None
             if bound is not None:
-                break
-        if bound is not None:
-            break
-    groups = [(values[group], counts[group]) for group in sorted(counts)]
-    return CountResult(work.scanned, groups, bound)
+                return CountResult(work.scanned, groups.counted(), bound)
+    return CountResult(work.scanned, groups.counted())
 
 
-async def _count_entries(task: CountTask, work: Work) -> CountResult:
-    """The index alone knows how many there are: 1 us each, where reading them takes 8."""
-    number = 0
-    for partition in sorted(set(task.partitions)):
-        await work.settle(partition, None)
-        for entries in entry_batches(task.access, task.kind, partition, work):
-            number += len(entries)
-            await work.breathe()
-            if work.exhausted:
-                return CountResult(work.scanned, [(None, number)], "scanned")
-    return CountResult(work.scanned, [(None, number)])
+class _Groups:
+    """How many there are of each value."""
+
+    def __init__(self, count_max: int) -> None:
+        self._count_max = count_max
+        self._counts: dict[bytes, int] = {}
+        self._values: dict[bytes, Value] = {}
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._counts
+
+    def add(self, key: bytes, value: Value, count: int = 1) -> None:
+        """``key``: of ``order_key``. Values that compare as equal are told as the first of them."""
+        self._counts[key] = self._counts.get(key, 0) + count
+        self._values.setdefault(key, value)
+
+    def add_more(self, key: bytes, count: int) -> None:
+        self._counts[key] += count
+
+    @property
+    def too_many(self) -> bool:
+        return len(self._counts) > self._count_max
+
+    def counted(self) -> list[tuple[Value, int]]:
+        return [(self._values[key], self._counts[key]) for key in sorted(self._counts)]
+
+
+def _enter_records(task: CountTask, partition: int, groups: _Groups, work: Work) -> Iterator[None]:
+    """As all generators here: it never waits, and yields often."""
+    fits = fitting(task.kind, task.labels, task.where)
+    for pairs in _in_any_order(task.access, task.kind, partition, work):
+        for _, record in pairs:
+            if fits(record):
+                for value in _groups(task.group_by, record):
+                    groups.add(order_key(value), value)
+        yield
+
+
+def _enter_entries(task: CountTask, partition: int, groups: _Groups, work: Work) -> Iterator[None]:
+    if task.group_by == task.access.property_name:
+        yield from _enter_values(task, partition, groups, work)
+        return
+    for entries in entry_batches(task.access, task.kind, partition, work):
+        if task.group_by is None:
+            groups.add(_NULL, None, len(entries))
+        else:
+            for label, count in Counter(map(label_of, entries)).items():
+                groups.add(order_key(label), label, count)
+        yield
+
+
+def _enter_values(task: CountTask, partition: int, groups: _Groups, work: Work) -> Iterator[None]:
+    """One entity tells the value of all that are under one key, unless it is cut."""
+    access = task.access
+    for key, digests in values_forwards(access, task.kind, partition, b"", work):
+        if len(key) >= VALUE_BYTES_MAX:
+            for each in digests:
+                value = value_of(access, partition, key, each, work)
+                groups.add(order_key(value), value)
+        elif digests and key in groups:
+            groups.add_more(key, len(digests))
+        elif digests:
+            groups.add(key, value_of(access, partition, key, digests[0], work), len(digests))
+        yield
 
 
 def _groups(group_by: str | None, record: bytes) -> Sequence[Value]:

@@ -8,12 +8,14 @@ understood without knowing the data:
    wins: single values (``eq``, ``in``) before closed ranges and ``starts_with`` before half-open
    ranges. Among equals an index in the order of ``order_by`` wins, then the label that the query
    names first, then the name of the property.
-2. A property index in the order of ``order_by``, when that is a single property.
+2. A property index in the order of ``order_by``, when that is a single property, or of what a
+   count groups by, where it alone can count.
 3. The **label index** of the first label: name the rarest first.
-4. All nodes, or all edges.
+4. All nodes, or all edges: to count edges by label, in the label index.
 
 Every record found is checked against all of the query's labels and its condition, unless the index
-alone decides (then ``records_read`` is false: counts).
+alone decides (then ``records_read`` is false: counts. Of each value that a count groups by, one
+record is read all the same: the index knows how values are ordered, not which they are).
 """
 
 from __future__ import annotations
@@ -25,14 +27,13 @@ import msgspec
 
 from cluster_core.graph.indexes import IndexDefinition
 from cluster_core.query.plan import (
+    GROUP_BY_LABEL,
     Count,
     FindEdges,
     FindNodes,
-    OrderBy,
     Query,
     ShortestPath,
     Traverse,
-    Where,
 )
 from cluster_core.query.ranges import EVERY_VALUE, Range, bounds_of, is_single_value
 from cluster_core.query.tasks import Access
@@ -66,14 +67,14 @@ def choose_access(
     """How to find what ``query`` looks at; ``indexes`` are those that its snapshot may use."""
     labels = _labels_of(query)
     if not labels:
-        return Access()
+        counts_labels = _counts_edges_by_label(query)
+        return Access(exact=counts_labels, every_label=counts_labels)
     where = query.where
-    order_by = () if isinstance(query, Count) else query.order_by
     found = [
         candidate
         for definition in indexes
         if definition.label in labels
-        and (candidate := _candidate(definition, where, order_by, labels)) is not None
+        and (candidate := _candidate(definition, query, labels)) is not None
     ]
     if not found:
         exact = where is None and len(labels) == 1
@@ -95,17 +96,26 @@ def _labels_of(query: FindNodes | FindEdges | Count) -> tuple[str, ...]:
     return () if query.label is None else (query.label,)
 
 
+def _counts_edges_by_label(query: FindNodes | FindEdges | Count) -> bool:
+    """Of nodes the label index does not know those without a label."""
+    if not isinstance(query, Count) or query.of == "nodes":
+        return False
+    return query.group_by == GROUP_BY_LABEL and query.where is None
+
+
 def _candidate(
-    definition: IndexDefinition,
-    where: Where | None,
-    order_by: tuple[OrderBy, ...],
-    labels: tuple[str, ...],
+    definition: IndexDefinition, query: FindNodes | FindEdges | Count, labels: tuple[str, ...]
 ) -> _Candidate | None:
     name = definition.property
-    bounds = bounds_of(where, name)
-    ordered = len(order_by) == 1 and order_by[0].property == name
+    bounds = bounds_of(query.where, name)
+    if isinstance(query, Count):
+        ordered = False
+        grouped = query.group_by == name and bounds.exact and len(labels) == 1
+    else:
+        ordered = len(query.order_by) == 1 and query.order_by[0].property == name
+        grouped = False
     tightness = 0 if bounds.ranges is None else _tightness(bounds.ranges)
-    if not tightness and not ordered:
+    if not (tightness or ordered or grouped):
         return None
     ranges = EVERY_VALUE if bounds.ranges is None else bounds.ranges
     place = labels.index(definition.label)
@@ -142,6 +152,12 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Partitions that are read; None where that depends on what is found."""
 
 
+def _kind_of(access: Access) -> Literal["property_index", "label_index", "scan"]:
+    if access.index:
+        return "property_index"
+    return "label_index" if access.label or access.every_label else "scan"
+
+
 def explain(query: Query, indexes: Sequence[IndexDefinition], partition_count: int) -> Explanation:
     """The plan of ``query``, which is not executed."""
     kind: str = query.__struct_config__.tag  # type: ignore[assignment]
@@ -161,13 +177,13 @@ def explain(query: Query, indexes: Sequence[IndexDefinition], partition_count: i
     access = choose_access(query, indexes)
     order: Literal["index", "sort", "place"] | None = None
     if isinstance(query, Count):
-        records_read = not access.exact or query.group_by is not None
+        records_read = not access.counts(query.group_by)
     else:
         records_read = True
         order = "place" if not query.order_by else "index" if access.ordered else "sort"
     return Explanation(
         kind=kind,
-        access="property_index" if access.index else "label_index" if access.label else "scan",
+        access=_kind_of(access),
         index=access.name,
         ranges=len(access.ranges) if access.index else None,
         filter=not access.exact and (query.where is not None or len(_labels_of(query)) > 1),

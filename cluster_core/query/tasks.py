@@ -13,7 +13,7 @@ import msgspec
 
 from cluster_core.graph.values import Value, encode_message, message_decoder
 from cluster_core.query.host import ReadPoint
-from cluster_core.query.plan import OrderBy
+from cluster_core.query.plan import GROUP_BY_LABEL, OrderBy
 from cluster_core.types import Digest, Timestamp
 
 __all__ = [
@@ -79,13 +79,23 @@ class Access(msgspec.Struct, array_like=True, frozen=True):
     """The index has the order that is asked for."""
     exact: bool = False
     """What the index finds is what is asked for: no record needs to be looked at."""
+    every_label: bool = False
+    """Through the label index of all labels: of edges, which have one each."""
 
     @property
     def name(self) -> str | None:
         """What ``statistics.index`` says."""
         if self.index:
             return f"{self.label}.{self.property_name}"
-        return self.label or None
+        return GROUP_BY_LABEL if self.every_label else self.label or None
+
+    def counts(self, group_by: str | None) -> bool:
+        """Whether the entries alone say how many there are in each group."""
+        if group_by is None or not self.exact:
+            return self.exact
+        if group_by == GROUP_BY_LABEL:
+            return self.every_label
+        return bool(self.index) and group_by == self.property_name
 
 
 # Tasks

@@ -242,6 +242,14 @@ class Comparer:
         assert {row.group: row.count for row in rows} == Counter(
             one.label for one in graph.edges.values()
         )
+        for where in (None, self._where()):
+            by_value = Count(labels=("A",), where=where, group_by="p")
+            rows = cast("list[CountRow]", await self._rows(by_value, at))
+            assert {row.group: row.count for row in rows} == Counter(
+                one.properties.get("p")
+                for one in graph.vertices.values()
+                if "A" in one.labels and fits(where, one)
+            )
 
     async def _compare_around(self, graph: Snapshot, vertex: Digest, at: Timestamp | None) -> None:
         other = self.random.choice(sorted(self.model.versions))
@@ -269,6 +277,7 @@ async def test_a_node_and_the_model_give_the_same_answers(seed: int) -> None:
     cluster = KotobaCluster("node1", replace(ClusterConfig(partition_count=4), limits=LIMITS))
     await cluster.start("node1:1")
     await cluster.ready()
+    await cluster.declare_index("A", "p")
     comparer = Comparer(cluster, Model(Random(seed)))
     try:
         for step in range(STEPS):

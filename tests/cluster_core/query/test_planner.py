@@ -6,6 +6,7 @@ import pytest
 
 from cluster_core.graph.indexes import IndexDefinition, IndexState
 from cluster_core.query.plan import (
+    GROUP_BY_LABEL,
     AllOf,
     AnyOf,
     Comparison,
@@ -63,6 +64,17 @@ by_age, by_name = (OrderBy(age),), (OrderBy(name),)
         (FindEdges(), None),
         (Count(labels=("Person",), where=adult), "Person.age"),
         (Count(of="edges", label="KNOWS"), "KNOWS"),
+        (Count(labels=("Person",), group_by=age), "Person.age"),
+        (Count(labels=("Person",), where=adult, group_by=age), "Person.age"),
+        (Count(labels=("Person",), where=Comparison(age, "ne", 3), group_by=age), "Person"),
+        (Count(labels=("Person",), where=alice, group_by=age), "Person.name"),
+        (Count(labels=("Person", "Admin"), group_by=age), "Person"),
+        (Count(labels=("Thing",), group_by=age), "Thing"),
+        (Count(group_by=age), None),
+        (Count(of="edges", label="KNOWS", group_by="since"), "KNOWS.since"),
+        (Count(of="edges", group_by=GROUP_BY_LABEL), GROUP_BY_LABEL),
+        (Count(of="edges", where=adult, group_by=GROUP_BY_LABEL), None),
+        (Count(of="nodes", group_by=GROUP_BY_LABEL), None),
     ],
 )
 def test_the_choice(query: FindNodes | FindEdges | Count, index: str | None) -> None:
@@ -85,6 +97,11 @@ def test_a_starting_piece_is_tighter_than_a_half_open_range() -> None:
         (Count(labels=("Person",), where=adult), None, False, False),
         (Count(labels=("Person",), where=adult, group_by=name), None, False, True),
         (Count(labels=("Person",)), None, False, False),
+        (Count(labels=("Person",), group_by=age), None, False, False),
+        (Count(labels=("Person",), where=adult, group_by=age), None, False, False),
+        (Count(labels=("Person",), group_by=GROUP_BY_LABEL), None, False, True),
+        (Count(of="edges", group_by=GROUP_BY_LABEL), None, False, False),
+        (Count(of="edges", label="KNOWS", group_by="since"), None, False, False),
         (Count(), None, False, True),
         (Count(where=adult), None, True, True),
     ],
