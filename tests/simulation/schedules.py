@@ -8,7 +8,6 @@ have to hold.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -21,7 +20,7 @@ from cluster_core.placement.table import GroupTable
 from cluster_core.query.plan import Get
 from cluster_core.raft import Role
 from cluster_core.replication.replica import Replica
-from cluster_core.types import META_GROUP, Digest, GroupId
+from cluster_core.types import Digest, GroupId
 from tests.simulation.director import Director, leading, one_in_each_partition, set_links
 from tests.simulation.loop import ProcessDied
 from tests.simulation.watch import Watch
@@ -29,16 +28,22 @@ from tests.simulation.world import SIM_CONFIG, SimNode, World
 
 __all__ = [
     "FIVE_PARTITIONS",
+    "IDLE",
     "IMPATIENT",
     "TWO_PARTITIONS",
     "abort_what_nobody_staged",
+    "at_rest",
     "change_leaders_under_a_snapshot",
     "elect_without_a_witness",
+    "hand_over",
     "lose_again_and_again",
     "lose_what_was_closed",
-    "move_by_an_old_table",
+    "named",
+    "of",
+    "promise_what_a_crash_forgets",
     "read_by_an_old_leader",
     "read_what_is_being_resolved",
+    "table",
 ]
 
 FIVE_PARTITIONS: Final = replace(SIM_CONFIG, partition_count=5)
@@ -51,6 +56,11 @@ IMPATIENT: Final = replace(
 """Others decide for a coordinator after 20 ms."""
 
 TWO_PARTITIONS: Final = replace(SIM_CONFIG, partition_count=2)
+
+IDLE: Final = replace(
+    SIM_CONFIG, replication=replace(SIM_CONFIG.replication, full_sync_interval_ms=60_000)
+)
+"""Nobody writes anything but the schedule."""
 
 SYNC_S: Final = 0.9
 """A sync that takes so long is not over in any of these schedules, and the node still leads."""
@@ -313,45 +323,29 @@ async def lose_again_and_again(world: World) -> None:
     await at_rest(world, watch)
 
 
-async def move_by_an_old_table(world: World) -> None:
-    """A replica is to move, and then is not; the new node and the next leader of the group have
-    heard of the first only. Had they gone on by it, the group would count on a replica that the
-    table does not have any more, and that its node removes."""
+async def promise_what_a_crash_forgets(world: World) -> None:
+    """A follower whose disk hangs hears of times above its durable ceiling. It comes back from a
+    crash below them, and helps to elect who has not heard of them either."""
     watch = Watch(world)
-    director = Director(world)
-    world.start_all()
-    await world.until_ready()
-    await asyncio.sleep(3)
-    meta, _ = leading(world, META_GROUP)
-    group = next(one for one in world.groups if meta.name not in table(meta, one).nodes)
-    first, next_one, _ = (named(world, name) for name in table(meta, group).nodes)
-    outsiders = [one for one in world.nodes if one.name not in table(meta, group).nodes]
-    target = next(one for one in outsiders if one is not meta)
-    before = table(meta, group)
-    moves = [next_one.name, first.name, target.name]  # and the next leader shall lead
-
-    def place(nodes: list[str]) -> Awaitable[object]:
-        return meta.ask(lambda cluster: cluster.change_replicas(group - 1, nodes))
-
-    def cut_off() -> None:
-        for node in (next_one, target):
-            set_links(world, meta, node, cut=True)
-
-    wanted = asyncio.ensure_future(place(moves))
-    index = of(meta, META_GROUP).raft.last_index + 1
-    await director.when(
-        lambda: all(of(one, META_GROUP).applied >= index for one in (next_one, target)), cut_off
-    )
-    await wanted
-    await place(before.nodes)
-    await world.until(
-        lambda: table(first, group).settled and table(first, group).version > before.version,
-        5,
-        "the leader has reported that nothing has moved",
-    )
-    assert table(first, group).members == before.members
-    assert table(next_one, group).replica_at(target.name) is not None, "it has the old table"
-    await hand_over(world, group, next_one)
-    await asyncio.sleep(1)
+    vertices = await at_home(world)
+    group, vertex = next(iter(vertices.items()))
+    leader, _ = leading(world, group)
+    follower, third = two = [node for node in world.nodes if node is not leader]
+    third.clock.offset_ms = -10_000  # its time is that of the others, while it hears them
+    await asyncio.sleep(2)
+    for node in (leader, follower):
+        set_links(world, node, third, cut=True)
+    follower.disk.sync_delay = lambda: 60.0
+    clock = follower.cluster.node.clock
+    await world.until(lambda: clock.latest > clock.ceiling, 10, "above the ceiling", every=0.01)
+    await asyncio.sleep(0.5)  # some ticks, each of which closes the present if it may
+    for node in (leader, follower):
+        await node.crash(and_all_unsynced=True)
+    world.network.heal_all()
+    follower.disk.sync_delay = follower.normal_sync_delay
+    follower.start()
+    await world.until(lambda: follower.founded is not None, 5, "it is back")
+    await world.until(lambda: any(of(one, group).evaluation for one in two), 20, "a leader")
+    await write(third, vertex)
+    third.clock.offset_ms = 0
     await at_rest(world, watch)
-    await world.until(watch.moves_are_settled, 30, "settled")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from cluster_core.membership.forming import Forming, Founding
+from cluster_core.config import ClusterConfig
+from cluster_core.membership.forming import Forming, Founding, Member
 from cluster_core.raft import Raft
 from tests.cluster_core.membership.test_forming_schedules import World
 from tests.simulation.mutants.hunt import Mutant
@@ -20,6 +23,22 @@ def founds_on_its_own_proposal(patch: pytest.MonkeyPatch) -> None:
         return True
 
     patch.setattr(Forming, "_all_proposed", hasty)
+
+
+def forgets_its_proposal(patch: pytest.MonkeyPatch) -> None:
+    """A store that has proposed a cluster may propose another one in its next life."""
+    begin = Forming.__init__
+
+    def anew(
+        self: Forming,
+        own: Member,
+        peers: Sequence[str],
+        config: ClusterConfig,
+        proposed: Founding | None,
+    ) -> None:
+        begin(self, own, peers, config, None)
+
+    patch.setattr(Forming, "__init__", anew)
 
 
 def keeps_the_lease_of_a_lost_leader(patch: pytest.MonkeyPatch) -> None:
@@ -42,6 +61,13 @@ MUTANTS = [
         broken=founds_on_its_own_proposal,
         area="Forming",
         rule="a cluster is founded on the durable proposals of all",
+        scenario=form_at_random,
+        within=400,
+    ),
+    Mutant(
+        broken=forgets_its_proposal,
+        area="Forming",
+        rule="a store proposes one cluster in its life",
         scenario=form_at_random,
         within=400,
     ),

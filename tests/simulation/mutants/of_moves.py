@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from cluster_core.node import placements
 from cluster_core.node.placements import Placements
+from cluster_core.placement.table import observed
+from cluster_core.raft import decode_configuration
 from cluster_core.replication.host import ReplicationHost
 from cluster_core.types import NodeId
 from cluster_core.wire.messages import Message
+from tests.simulation.move_schedules import move_by_an_old_table, report_by_an_old_table
 from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
 from tests.simulation.runs import Plan
-from tests.simulation.schedules import move_by_an_old_table
 
 __all__ = ["MUTANTS"]
 
@@ -47,12 +50,34 @@ def moves_by_an_old_table(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Placements, "bring_up_to_date", as_it_is)
 
 
+def believes_a_report_of_an_old_table(patch: pytest.MonkeyPatch) -> None:
+    """Whatever version of the table a leader had when it saw what it reports."""
+
+    async def take_it(self: Placements, peer: NodeId, body: bytes) -> bytes:
+        sight = placements._decode_sight(body)
+        replica, evaluation = self._leading()
+        before = self._table(evaluation, sight.group)
+        configuration = decode_configuration(sight.configuration)
+        after = observed(before, configuration, sight.highest)
+        await self._put(replica, sight.group, before, after)
+        return b""
+
+    patch.setattr(Placements, "_serve_sight", take_it)
+
+
 MUTANTS = [
     Mutant(
         broken=moves_by_an_old_table,
         area=AREA,
         rule="a leader moves replicas by a table that it asked for in its term",
         scenario=Everywhere(move_by_an_old_table, nodes=5),
+        within=3,
+    ),
+    Mutant(
+        broken=believes_a_report_of_an_old_table,
+        area=AREA,
+        rule="what a leader reports counts only for the version of the table that it had",
+        scenario=Everywhere(report_by_an_old_table, nodes=5),
         within=3,
     ),
     Mutant(

@@ -27,8 +27,10 @@ from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
 from tests.simulation.runs import Plan
 from tests.simulation.schedules import (
     FIVE_PARTITIONS,
+    IDLE,
     TWO_PARTITIONS,
     lose_what_was_closed,
+    promise_what_a_crash_forgets,
     read_by_an_old_leader,
 )
 from tests.simulation.test_feed import follow_through_trouble
@@ -46,6 +48,15 @@ def begins_again_in_a_restart(patch: pytest.MonkeyPatch) -> None:
         return HybridClock(wall, ceiling=0, ahead_ms=ahead_ms)
 
     patch.setattr(Identity, "clock", without_a_ceiling)
+
+
+def promises_above_its_ceiling(patch: pytest.MonkeyPatch) -> None:
+    """A node whose clock is above its ceiling answers, though a crash would forget that."""
+
+    def always(self: HybridClock, timestamp: Timestamp) -> bool:
+        return True
+
+    patch.setattr(HybridClock, "is_covered", always)
 
 
 def believes_its_wall_clock(patch: pytest.MonkeyPatch) -> None:
@@ -196,6 +207,13 @@ MUTANTS = [
         area=AREA,
         rule="a restart begins above the durable ceiling",
         scenario=Whole(Plan(seconds=4, only=("crash",), pace=0.5)),
+    ),
+    Mutant(
+        broken=promises_above_its_ceiling,
+        area=AREA,
+        rule="nothing is promised above the durable ceiling",
+        scenario=Everywhere(promise_what_a_crash_forgets, IDLE),
+        within=3,
     ),
     Mutant(
         broken=believes_its_wall_clock,
