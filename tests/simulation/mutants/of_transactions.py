@@ -276,13 +276,14 @@ MUTANTS = [
         area=AREA,
         rule="committed is what every participant has prepared, durably",
         scenario=MUTED,
-        first=9,
+        first=13,
     ),
     Mutant(
         broken=aborts_what_is_prepared,
         area=AREA,
         rule="abort only what a participant refused",
         scenario=DYING,
+        first=2,
     ),
     Mutant(
         broken=leaves_no_trace_of_an_abort,
