@@ -42,6 +42,7 @@ __all__ = [
     "of",
     "promise_what_a_crash_forgets",
     "read_by_an_old_leader",
+    "read_own_writes_elsewhere",
     "read_what_is_being_resolved",
     "table",
 ]
@@ -66,6 +67,7 @@ SYNC_S: Final = 0.9
 """A sync that takes so long is not over in any of these schedules, and the node still leads."""
 
 RIVALS: Final = 8
+WRITES: Final = 20
 
 
 async def at_home(world: World) -> dict[GroupId, Digest]:
@@ -349,3 +351,44 @@ async def promise_what_a_crash_forgets(world: World) -> None:
     await write(third, vertex)
     third.clock.offset_ms = 0
     await at_rest(world, watch)
+
+
+async def read_own_writes_elsewhere(world: World) -> None:
+    """Raft messages come late, and what is closed does not: a follower hears that a time is closed
+    before it has applied all of it, and is asked by somebody whose own write was at that time."""
+    watch = Watch(world)
+    vertices = await at_home(world)
+    group, vertex = next(iter(vertices.items()))
+    leader, _ = leading(world, group)
+    followers = [node for node in world.nodes if node is not leader]
+    for value in range(1, WRITES + 1):
+        world.network.faults.stray_rate = 0.5
+        await _write_and_read_elsewhere(world, group, vertex, value, leader, followers)
+        world.network.faults.stray_rate = 0.0
+    await at_rest(world, watch)
+
+
+async def _write_and_read_elsewhere(
+    world: World,
+    group: GroupId,
+    vertex: Digest,
+    value: int,
+    leader: SimNode,
+    followers: list[SimNode],
+) -> None:
+    update, get = UpdateNode(vertex, {"n": value}), Get(cids=(vertex,))
+    session = (await leader.ask(lambda cluster: cluster.execute_operation(update))).timestamp
+
+    def heard() -> bool:
+        closed = [node.cluster.node.closed.newest(group).timestamp for node in followers]
+        return max(closed) >= session
+
+    await world.until(heard, 5, "a follower hears that it is closed", every=0.001)
+    for node in followers:
+        found = await node.ask(
+            lambda cluster: cluster.execute_query(
+                get, consistency="read_your_writes", session=session
+            )
+        )
+        (row,) = (row for row in found.rows if isinstance(row, Vertex))
+        assert row.properties["n"] == value, "a session does not see its own write"

@@ -146,6 +146,8 @@ def _checker(failure: AssertionError) -> str:
         return "an error in a node's log"
     if said.startswith("violation at key"):
         return "linearizability"
+    if "\nand a scan:\n" in said:
+        return "librarian"
     places = [Path(frame.filename) for frame in traceback.extract_tb(cause.__traceback__)]
     ours = [path.relative_to(ROOT) for path in places if path.is_relative_to(ROOT)]
     ours = [path for path in ours if path.parts[0] in ("tests", "cluster_core")]

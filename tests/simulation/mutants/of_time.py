@@ -32,6 +32,7 @@ from tests.simulation.schedules import (
     lose_what_was_closed,
     promise_what_a_crash_forgets,
     read_by_an_old_leader,
+    read_own_writes_elsewhere,
 )
 from tests.simulation.test_feed import follow_through_trouble
 
@@ -106,6 +107,11 @@ def reads_snapshots_too_early(patch: pytest.MonkeyPatch) -> None:
         return ReadPoint(round_.timestamp)
 
     patch.setattr(SnapshotRounds, "_point", at_once)
+
+
+def reads_what_is_not_applied_yet(patch: pytest.MonkeyPatch) -> None:
+    """A replica does not wait for the index that the leader named."""
+    patch.setattr(Replica, "reached", lambda replica, index: _applied_here(replica))
 
 
 def closes_above_undecided_intents(patch: pytest.MonkeyPatch) -> None:
@@ -237,6 +243,13 @@ MUTANTS = [
         ),
     ),
     Mutant(
+        broken=reads_what_is_not_applied_yet,
+        area=AREA,
+        rule="a replica serves a read when it has applied what the leader named",
+        scenario=Whole(Plan(seconds=5, tellers=0, only=("slow_disk", "slow_network"), pace=0.3)),
+        quick=False,
+    ),
+    Mutant(
         broken=takes_no_note_of_clocks,
         area=AREA,
         rule="a receiver takes note of the clock before it reads on",
@@ -267,8 +280,8 @@ MUTANTS = [
         broken=takes_closed_for_applied,
         area=AREA,
         rule="closed is served where its index is applied",
-        scenario=FEED,
-        first=700,
+        scenario=Everywhere(read_own_writes_elsewhere),
+        within=3,
     ),
     Mutant(
         broken=publishes_up_to_its_clock,
