@@ -26,9 +26,11 @@ from tests.simulation.runs import Plan
 from tests.simulation.schedules import (
     FIVE_PARTITIONS,
     IMPATIENT,
+    OBLIVIOUS,
     abort_what_nobody_staged,
     lose_again_and_again,
     read_what_is_being_resolved,
+    stage_what_was_forgotten,
 )
 from tests.simulation.test_transactions import hammer_in_every_order
 
@@ -141,6 +143,13 @@ def leaves_no_trace_of_an_abort(patch: pytest.MonkeyPatch) -> None:
         return 0
 
     patch.setattr(Transactions, "_abort_missing", forgetful)
+
+
+def goes_on_after_its_abort_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Refusals and ABORTED records go at a horizon; what began before it is prepared and staged all
+    the same."""
+    patch.setattr(transactions, "read_horizon", lambda evaluation: 0)
+    patch.setattr(participant, "read_horizon", lambda evaluation: 0)
 
 
 def deletes_records_too_early(patch: pytest.MonkeyPatch) -> None:
@@ -291,6 +300,14 @@ MUTANTS = [
         rule="a missing record is created as ABORTED",
         scenario=Everywhere(abort_what_nobody_staged, IMPATIENT),
         within=3,
+    ),
+    Mutant(
+        broken=goes_on_after_its_abort_is_forgotten,
+        area=AREA,
+        rule="what began before the horizon of a group is refused there",
+        scenario=Everywhere(stage_what_was_forgotten, OBLIVIOUS),
+        within=3,
+        quick=False,
     ),
     Mutant(
         broken=deletes_records_too_early,
