@@ -165,9 +165,9 @@ class ClusterNode:
         self.transactions = Transactions(
             self.router, self.participant, deletion, clock, config, random
         )
-        self.executor = Executor(self.router, clock, config, count, self.transactions)
+        self.executor = Executor(self.router, clock, config, count, self.transactions, random)
         self.atomic = AtomicExecutor(
-            self.router, clock, config, count, self.participant, self.transactions
+            self.router, clock, config, count, self.participant, self.transactions, random
         )
         self.indexes = IndexTable(self.router, clock, config, count)
         self._index_builder = IndexBuilder(self.indexes, self.router, engine, clock, config)

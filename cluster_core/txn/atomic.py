@@ -26,10 +26,12 @@ from cluster_core.graph.several import (
     wanted,
 )
 from cluster_core.hlc import HybridClock
+from cluster_core.ports import Random
 from cluster_core.replication.evaluation import Draft, Evaluation
 from cluster_core.replication.replica import Replica
-from cluster_core.replication.router import RETRY_DELAY_S, Router, confirm
+from cluster_core.replication.router import Router, confirm
 from cluster_core.storage import keys
+from cluster_core.txn.backoff import Backoff
 from cluster_core.txn.items import (
     DedupeEntry,
     TransactionItem,
@@ -63,8 +65,10 @@ class AtomicExecutor:
         partition_count: int,
         participant: Participant,
         transactions: Transactions,
+        random: Random,
     ) -> None:
         self._router = router
+        self._random = random
         self._clock = clock
         self._limits = config.limits
         self._partition_count = partition_count
@@ -77,7 +81,7 @@ class AtomicExecutor:
         Raises the error of the first operation that failed, with its ``index``; NoLeader (certainly
         not executed); Conflict when it lost against others until ``deadline``; OutcomeUnknown.
         """
-        loop = asyncio.get_running_loop()
+        backoff = Backoff(self._random, deadline)
         looks = wanted(item.operations)
         begin: Timestamp = 0
         while True:
@@ -101,8 +105,7 @@ class AtomicExecutor:
                 await self._transactions.run([begun], deadline)
                 if not begun.again:
                     return _ended(begun)
-            await _pause(released, deadline)
-            if loop.time() >= deadline:
+            if not await backoff.pause(released):
                 raise Conflict("another transaction holds what this one needs; try again")
 
     async def _look(
@@ -231,15 +234,3 @@ def _ended(transaction: Transaction) -> TransactionResult:
         raise transaction.error
     assert transaction.result is not None, "a transaction ends with a result or an error"
     return transaction.result
-
-
-async def _pause(released: asyncio.Future[None] | None, deadline: float) -> None:
-    """Until the lock in the way is released, or for a moment where no single one is."""
-    remaining = max(0.0, deadline - asyncio.get_running_loop().time())
-    if released is None:
-        await asyncio.sleep(min(RETRY_DELAY_S, remaining))
-        return
-    await asyncio.wait([released], timeout=remaining)
-    if released.done() and not released.cancelled():
-        released.exception()  # leadership was lost: the next try finds out
-    released.cancel()

@@ -33,10 +33,12 @@ from cluster_core.graph.parts import (
     locks_of,
 )
 from cluster_core.hlc import HybridClock
+from cluster_core.ports import Random
 from cluster_core.replication.evaluation import Draft, Evaluation
 from cluster_core.replication.replica import Replica
-from cluster_core.replication.router import RETRY_DELAY_S, Router, confirm
+from cluster_core.replication.router import Router, confirm
 from cluster_core.storage import keys
+from cluster_core.txn.backoff import Backoff
 from cluster_core.txn.items import (
     DedupeEntry,
     Item,
@@ -88,8 +90,10 @@ class Executor:
         config: ClusterConfig,
         partition_count: int,
         transactions: Transactions,
+        random: Random,
     ) -> None:
         self._router = router
+        self._random = random
         self._clock = clock
         self._config = config
         self._partition_count = partition_count
@@ -111,17 +115,11 @@ class Executor:
 
     async def _try_until(self, job: _Job, deadline: float, durable_here: bool) -> None:
         """A job that met a lock, or lost against another transaction: alone, until decided."""
-        loop = asyncio.get_running_loop()
+        backoff = Backoff(self._random, deadline)
         late = [job]
         while late:
-            if job.blocked_by is None:
-                await asyncio.sleep(RETRY_DELAY_S)
-            else:
-                await asyncio.wait([job.blocked_by], timeout=max(0.0, deadline - loop.time()))
-                job.blocked_by.add_done_callback(_observe)
-                job.blocked_by.cancel()
-                job.blocked_by = None
-            if loop.time() >= deadline:
+            released, job.blocked_by = job.blocked_by, None
+            if not await backoff.pause(released):
                 job.error = Conflict(_LATE)
                 return
             late = await self._pass(late, deadline, durable_here)
