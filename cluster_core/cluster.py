@@ -290,7 +290,7 @@ class KotobaCluster:
 
     def _begin(self, founding: Founding) -> None:
         assert self._engine is not None
-        wall = BelievedWall(self._wall, asyncio.get_running_loop().time)
+        wall = BelievedWall(self._wall)
         clock = self._own.clock(wall, self.config.replication.clock_ceiling_ahead_ms)
         clock.merge(self._latest)
         self._transport.identify(

@@ -19,10 +19,15 @@ DATA: Final = 1
 
 
 class Clock(Protocol):
-    """Wall time. Monotonic time comes from the running event loop (``loop.time()``)."""
+    """Wall time, and a finer steady one. Deadlines are times of the running event loop
+    (``loop.time()``), which may know no more than milliseconds."""
 
     def wall_ms(self) -> int:
         """Milliseconds since the Unix epoch; may jump in both directions."""
+        ...
+
+    def steady_s(self) -> float:
+        """Seconds since some moment, to the microsecond; never jumps. For durations."""
         ...
 
 

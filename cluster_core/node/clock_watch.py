@@ -68,17 +68,17 @@ class Reading(NamedTuple):
 class BelievedWall:
     """The port ``Clock`` of a node's timestamps: a wall clock as far as it is believed.
 
-    ``steady`` gives the seconds of a clock that does not jump. 0 until :meth:`believe`.
+    0 until :meth:`believe`.
     """
 
-    def __init__(self, wall: Clock, steady: Callable[[], float]) -> None:
+    def __init__(self, wall: Clock) -> None:
         self._wall = wall
-        self._steady = steady
+        self.steady_s = wall.steady_s
         self._believed: Reading | None = None
 
     def read(self) -> Reading:
         """What the clocks say, believed or not."""
-        return Reading(self._wall.wall_ms(), self._steady())
+        return Reading(self._wall.wall_ms(), self.steady_s())
 
     @property
     def is_believed(self) -> bool:
@@ -91,7 +91,7 @@ class BelievedWall:
     def wall_ms(self) -> int:
         if self._believed is None:
             return 0
-        return int(self._believed.wall_ms + (self._steady() - self._believed.steady_s) * 1000)
+        return int(self._believed.wall_ms + (self.steady_s() - self._believed.steady_s) * 1000)
 
 
 class ClockWatch:

@@ -12,10 +12,13 @@ __all__ = ["NoTransport", "SystemClock"]
 
 
 class SystemClock:
-    """The wall clock of this machine."""
+    """The clocks of this machine."""
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000
+
+    def steady_s(self) -> float:
+        return time.monotonic()
 
 
 class NoTransport:

@@ -171,7 +171,9 @@ class ClusterNode:
         )
         self.indexes = IndexTable(self.router, clock, config, count)
         self._index_builder = IndexBuilder(self.indexes, self.router, engine, clock, config)
-        self.reads = Reads(self.router, engine, clock, config, count, self.indexes.ready)
+        self.reads = Reads(
+            self.router, engine, clock, config, count, self.indexes.ready, wall.steady_s
+        )
         self.writes = Writes(
             self.router,
             self.executor,
@@ -465,7 +467,7 @@ class ClusterNode:
     ) -> QueryResult | None:
         """One vertex from its own partition, the most frequent read: 1 partition confirmed instead
         of all. None when it is not there: it may be an edge, or a version, of any partition."""
-        begin = asyncio.get_running_loop().time()
+        begin_s = self.reads.steady_s()
         given: ServedConsistency = freshness.consistency
         oldest = freshness.oldest(self.clock)
         timestamp = None if oldest is None else self.closed_reads.time_for(digest, oldest)
@@ -478,7 +480,7 @@ class ClusterNode:
             return None
         entity, timestamp = found
         staleness = 0.0 if given == "strong" else self.closed_reads.staleness_ms(timestamp)
-        elapsed_ms = (asyncio.get_running_loop().time() - begin) * 1000
+        elapsed_ms = (self.reads.steady_s() - begin_s) * 1000
         return QueryResult(
             rows=[entity],
             timestamp=timestamp,

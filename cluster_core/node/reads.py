@@ -53,9 +53,11 @@ class Reads:
         config: ClusterConfig,
         partition_count: int,
         indexes: Callable[[], Sequence[IndexDefinition]],
+        steady_s: Callable[[], float],
     ) -> None:
         self.engine = engine
         self.indexes = indexes
+        self.steady_s = steady_s
         self.partition_count = partition_count
         self._router = router
         self._clock = clock

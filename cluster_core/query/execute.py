@@ -55,8 +55,7 @@ async def execute(
     and what the host raises. Cancelling the call ends the work on this node at its next pause.
     """
     check_query(query, limits)
-    clock = asyncio.get_running_loop().time
-    begin = clock()
+    begin_s = host.steady_s()
     gather = Gather(host, point, limits, deadline)
     try:
         async with asyncio.timeout_at(deadline):
@@ -71,7 +70,7 @@ async def execute(
             partitions=gather.partitions,
             cluster_nodes=gather.cluster_nodes,
             scanned=gather.scanned,
-            elapsed_ms=(clock() - begin) * 1000,
+            elapsed_ms=(host.steady_s() - begin_s) * 1000,
             index=gather.index,
         ),
         cursor=answer.cursor,

@@ -47,6 +47,10 @@ class QueryHost(Protocol):
     @property
     def engine(self) -> Engine: ...
 
+    def steady_s(self) -> float:
+        """Of the port ``Clock``."""
+        ...
+
     def indexes(self) -> Sequence[IndexDefinition]:
         """The property indexes that are READY in every partition, as far as this node knows."""
         ...

@@ -20,6 +20,9 @@ class Wall:
     def wall_ms(self) -> int:
         return self.ms
 
+    def steady_s(self) -> float:
+        return 0.0
+
 
 def persist(clock: HybridClock) -> None:
     wanted = clock.wanted_ceiling()

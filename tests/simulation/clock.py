@@ -24,6 +24,9 @@ class SimClock:
     def wall_ms(self) -> int:
         return int(EPOCH_MS + self._loop.time() * 1000 * (1 + self.drift) + self.offset_ms)
 
+    def steady_s(self) -> float:
+        return self._loop.time()
+
     def jump(self, milliseconds: float) -> None:
         """What an operator or NTP does to a clock, in either direction."""
         self.offset_ms += milliseconds

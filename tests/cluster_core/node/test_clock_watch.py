@@ -16,9 +16,13 @@ MINUTE_MS = 60_000
 class Wall:
     def __init__(self, offset_ms: int = 0) -> None:
         self.offset_ms = offset_ms
+        self.passed_s = 0.0
 
     def wall_ms(self) -> int:
         return 1_000_000 + self.offset_ms
+
+    def steady_s(self) -> float:
+        return self.passed_s
 
 
 class FakeMesh:
@@ -47,9 +51,8 @@ class FakeMesh:
 class Node:
     def __init__(self, name: str, size: int, offset_ms: int) -> None:
         self.name = name
-        self.steady_s = 0.0
         self.real = Wall(offset_ms)
-        self.wall = BelievedWall(self.real, lambda: self.steady_s)
+        self.wall = BelievedWall(self.real)
         self.mesh = FakeMesh(name)
         self.believed = 0
         self.watch = ClockWatch(
@@ -117,7 +120,7 @@ async def test_a_clock_that_is_set_ahead_is_not_followed() -> None:
     wrong, *_ = cluster(0, 0, 0)
     await wrong.look()
     wrong.real.offset_ms = MINUTE_MS
-    wrong.steady_s = 2.5
+    wrong.real.passed_s = 2.5
     assert wrong.wall.wall_ms() == 1_002_500
     await wrong.look()
     assert wrong.watch.own_ahead_ms == MINUTE_MS

@@ -237,6 +237,15 @@ async def test_the_history_is_cut_at_its_limit_and_says_so(cluster: TwoNodes) ->
     assert (result.truncated, result.bound) == (True, "limit")
 
 
+async def test_the_time_of_a_query_is_told_finer_than_by_milliseconds(
+    cluster: TwoNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter((7.0, 7.000_125))
+    monkeypatch.setattr(cluster.alpha, "steady_s", lambda: next(readings))
+    result = await cluster.ask(Count())
+    assert result.statistics.elapsed_ms == pytest.approx(0.125)
+
+
 # Pages
 
 

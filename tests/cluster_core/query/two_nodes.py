@@ -77,6 +77,9 @@ class QueryNode:
         self._mesh = mesh
         mesh[node_id] = self
 
+    def steady_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
     def indexes(self) -> list[IndexDefinition]:
         return self.known
 

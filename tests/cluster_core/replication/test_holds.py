@@ -12,6 +12,9 @@ class Wall:
     def wall_ms(self) -> int:
         return 1_000
 
+    def steady_s(self) -> float:
+        return 0.0
+
 
 def holds_at(timestamp: int) -> tuple[Holds, HybridClock]:
     clock = HybridClock(Wall())

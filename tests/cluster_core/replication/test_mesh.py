@@ -19,6 +19,9 @@ class StoppedClock:
     def wall_ms(self) -> int:
         return 1_000
 
+    def steady_s(self) -> float:
+        return 0.0
+
 
 class Wire:
     """The transport of one node, with a wire to the mesh of the other."""
