@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -60,6 +60,9 @@ from cluster_core.txn.items import Item, TransactionItem
 from cluster_core.types import Digest, GroupId, NodeId, group_of
 
 __all__ = ["Writes"]
+
+OPERATIONS_PER_TURN: Final = 500
+"""Operations of a batch that are checked and placed between two pauses, at some 10 us each."""
 
 
 class _ExecuteRequest(msgspec.Struct, array_like=True, frozen=True):
@@ -313,7 +316,9 @@ class Writes:
     ) -> None:
         items: list[tuple[int, Item]] = []
         lost: list[tuple[int, Operation]] = []
-        for position in wave:
+        for count, position in enumerate(wave):
+            if count % OPERATIONS_PER_TURN == OPERATIONS_PER_TURN - 1:
+                await asyncio.sleep(0)
             one = operations[position]
             try:
                 operation = resolve_refs(one, known)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +21,7 @@ from cluster_core.graph.operations import (
 )
 from cluster_core.query.plan import Count
 from cluster_core.query.results import CountRow
+from cluster_core.txn.executor import JOBS_PER_TURN, Executor
 
 
 @pytest.fixture
@@ -51,3 +54,29 @@ async def test_a_batch_whose_edges_cannot_be_looked_for_says_what_was_executed_a
     assert isinstance(updated, NoLeader)
     found = await cluster.execute_query(Count(of="edges"))
     assert found.rows == [CountRow(count=1)]
+
+
+async def test_a_large_batch_leaves_the_event_loop_to_others_now_and_then(
+    cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = 0
+    evaluated: Counter[int] = Counter()
+    begin_group = Executor._begin_group
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    def counted(self: Executor, group: int, jobs: list[Any], *more: Any) -> Any:
+        evaluated[turn] += len(jobs)
+        return begin_group(self, group, jobs, *more)
+
+    monkeypatch.setattr(Executor, "_begin_group", counted)
+    counting = asyncio.ensure_future(count_turns())
+    outcomes = await cluster.execute_batch([BatchOperation(CreateNode())] * 3_000)
+    counting.cancel()
+    assert all(isinstance(outcome, OperationResult) for outcome in outcomes)
+    assert evaluated.total() == 3_000
+    assert max(evaluated.values()) <= JOBS_PER_TURN
