@@ -54,10 +54,10 @@ from cluster_core.types import Digest, GroupId, Timestamp, group_of
 
 __all__ = ["Executor"]
 
-JOBS_PER_TURN: Final = 500
-"""Operations that are evaluated between two pauses, at 20 to 80 us each: ten thousand of a batch,
-evaluated at one go, would hold up all heartbeats for most of a second. What one partition has of
-a batch is mostly less, so it is still one entry of its log."""
+JOBS_PER_TURN: Final = 1_000
+"""Operations that are evaluated, or begun as transactions, between two pauses, at 20 to 100 us
+each: the ten thousand that a batch may have, at one go, would hold up all heartbeats for most of a
+second. Smaller batches keep what they share, entries and frames."""
 
 _LATE: Final = "another transaction holds what this one needs; try again"
 
@@ -179,7 +179,8 @@ class Executor:
                 waits.append(asyncio.ensure_future(begun_here))
                 unpaused += len(portion)
         blocked = [job for job in jobs if job.blocked_by is not None]
-        begun = [job for job in jobs if job.transaction is not None]
+        # Those of one home side by side: they share entries of its log.
+        begun = [one for ones in by_group.values() for one in ones if one.transaction is not None]
         await asyncio.gather(*waits, self._run_transactions(begun, deadline))
         return blocked + [job for job in begun if job.again]
 
@@ -344,9 +345,15 @@ class Executor:
     async def _run_transactions(self, jobs: list[_Job], deadline: float) -> None:
         """One attempt for each; ``again`` is set on those that lost."""
         begun = [job.transaction for job in jobs if job.transaction is not None]
-        if not begun:
-            return
-        await self._transactions.run(begun, deadline)
+        runs: list[asyncio.Future[None]] = []
+        for at in range(0, len(begun), JOBS_PER_TURN):
+            run = self._transactions.run(begun[at : at + JOBS_PER_TURN], deadline)
+            if len(begun) <= JOBS_PER_TURN:
+                await run
+            else:
+                runs.append(asyncio.ensure_future(run))
+                await asyncio.sleep(0)
+        await asyncio.gather(*runs)
         for job in jobs:
             transaction, job.transaction = job.transaction, None
             assert transaction is not None

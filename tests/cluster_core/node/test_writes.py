@@ -80,3 +80,19 @@ async def test_a_large_batch_leaves_the_event_loop_to_others_now_and_then(
     assert all(isinstance(outcome, OperationResult) for outcome in outcomes)
     assert evaluated.total() == 3_000
     assert max(evaluated.values()) <= JOBS_PER_TURN
+
+
+async def test_the_edges_of_a_large_batch_are_made_each_once(cluster: KotobaCluster) -> None:
+    """They are transactions, begun in portions."""
+    made = await cluster.execute_batch([BatchOperation(CreateNode())] * 50)
+    people = [outcome.digest for outcome in made if isinstance(outcome, OperationResult)]
+    edges = [
+        BatchOperation(CreateEdge("KNOWS", source, target))
+        for source in people
+        for target in people[:45]
+    ]
+    assert len(edges) > 2 * JOBS_PER_TURN
+    outcomes = await cluster.execute_batch(edges, timeout_ms=60_000)
+    assert all(isinstance(outcome, OperationResult) for outcome in outcomes)
+    found = await cluster.execute_query(Count(of="edges"))
+    assert found.rows == [CountRow(count=len(edges))]
