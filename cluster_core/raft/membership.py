@@ -139,6 +139,11 @@ class ConfigurationLog:
         """Index of the entry of :attr:`latest`; 0 once that is applied."""
         return self._later[-1].index if self._later else 0
 
+    @property
+    def change_pending(self) -> bool:
+        """Whether a change is not yet done: not applied, or joint."""
+        return bool(self._later) or self.applied.is_joint
+
     def undecided(self, committed: int) -> list[Configuration]:
         """The last one that is known to be ``committed``, and all that follow it."""
         found = [self.applied]

@@ -56,6 +56,8 @@ class Peers:
 
     def take(self, configuration: Configuration, next_index: int) -> None:
         """Let ``configuration`` count; who is new is probed at ``next_index``."""
+        if configuration == self.configuration:
+            return
         self.configuration = configuration
         known = {**self._of, self.own.replica: self.own}
         self._of.clear()

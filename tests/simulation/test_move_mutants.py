@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from cluster_core.node import mover, placements
 from cluster_core.node.residence import Residence, Resident
 from cluster_core.placement.table import GroupTable, next_change, observed, with_voters
-from cluster_core.raft import Change, Configuration, core
+from cluster_core.raft import Change, Configuration, leadership
 from cluster_core.raft.membership import changed
 from cluster_core.raft.peers import Peers
 from cluster_core.types import GroupId, NodeId, ReplicaId
@@ -94,7 +94,7 @@ def test_a_change_of_two_voters_in_one_step_is_found(monkeypatch: pytest.MonkeyP
         after = changed(old, change)
         return Configuration(after.voters, (), after.learners)
 
-    monkeypatch.setattr(core, "changed", at_once)
+    monkeypatch.setattr(leadership, "changed", at_once)
     assert_found(monkeypatch, range(5), "need not meet")
 
 

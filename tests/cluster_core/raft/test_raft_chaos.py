@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from cluster_core.raft import Change, Configuration, Raft, Refusal, core
+from cluster_core.raft import Change, Configuration, Raft, Refusal, core, leadership
+from cluster_core.raft.leadership import Leadership
 from cluster_core.raft.log import RaftLog
 from cluster_core.raft.membership import ConfigurationLog, changed, left, unfit
 from cluster_core.raft.peers import Peers
-from cluster_core.wire.messages import AppendReply, Heartbeat, SnapshotOffer, Vote
+from cluster_core.wire.messages import Append, Heartbeat, SnapshotOffer, Vote
 from tests.cluster_core.raft.chaos import Chaos
 from tests.cluster_core.raft.replicas import Outstanding, Replica, Snapshot, Write
 
@@ -70,15 +71,15 @@ def test_a_seed_is_one_run() -> None:
 def counts_old_terms(patch: pytest.MonkeyPatch) -> None:
     """Commits entries of older terms by counting (against §5.4.2)."""
 
-    def careless(self: Raft, _acked: int) -> None:
+    def careless(self: Leadership, _acked: int) -> None:
         index = self._peers.committed()
         if index > self._log.committed:
             self._log.commit_to(index)
             self.commit_untold = True
-            if self.committed_in_term:
+            if self.has_committed:
                 self._finish_change()
 
-    patch.setattr(Raft, "_try_commit", careless)
+    patch.setattr(Leadership, "_try_commit", careless)
 
 
 def votes_twice(patch: pytest.MonkeyPatch) -> None:
@@ -99,13 +100,13 @@ def ignores_logs(patch: pytest.MonkeyPatch) -> None:
 
 def counts_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
     """The leader takes what it has appended for durable (against D §10.2.1)."""
-    original = Raft._try_commit
+    original = Leadership._try_commit
 
-    def hasty(self: Raft, acked: int) -> None:
+    def hasty(self: Leadership, acked: int) -> None:
         self._peers.own.acked(self._log.last_index)
         original(self, acked)
 
-    patch.setattr(Raft, "_try_commit", hasty)
+    patch.setattr(Leadership, "_try_commit", hasty)
 
 
 def answers_before_the_disk(patch: pytest.MonkeyPatch) -> None:
@@ -138,15 +139,15 @@ def believes_the_entry_not_the_write(patch: pytest.MonkeyPatch) -> None:
 def serves_reads_unconfirmed(patch: pytest.MonkeyPatch) -> None:
     """Believes itself that it still leads (against D §6.4)."""
 
-    def trusting(self: Raft) -> None:
-        self._read_states += self._reads.confirm(self._reads.latest)
+    def trusting(self: Leadership) -> None:
+        self._outbox.reads += self.reads.confirm(self.reads.latest)
 
-    patch.setattr(Raft, "_confirm_reads", trusting)
+    patch.setattr(Leadership, "_confirm_reads", trusting)
 
 
 def serves_reads_before_its_term(patch: pytest.MonkeyPatch) -> None:
     """Reads at a commit index that may be older than an acknowledged write (against §8)."""
-    patch.setattr(Raft, "committed_in_term", property(lambda self: self.is_leader))
+    patch.setattr(Leadership, "has_committed", True)
 
 
 def commits_by_heartbeat(patch: pytest.MonkeyPatch) -> None:
@@ -180,12 +181,17 @@ def drops_the_tail_of_an_old_append(patch: pytest.MonkeyPatch) -> None:
 def acknowledges_its_whole_log(patch: pytest.MonkeyPatch) -> None:
     """Says it has what it has, not what the Append has shown to match."""
 
-    def proud(self: Raft, leader: int, _index: int) -> None:
-        self._messages_after_persist.append(
-            AppendReply(self.group, self.replica, leader, self.term, self.last_index)
-        )
+    original = Raft._on_append
 
-    patch.setattr(Raft, "_acknowledge", proud)
+    def proud(self: Raft, message: Append) -> None:
+        outbox = self._outbox
+        before = len(outbox.after_persist)
+        original(self, message)
+        if len(outbox.after_persist) > before:
+            outbox.after_persist.pop()
+            outbox.acknowledge(message.source, self.term, self.last_index)
+
+    patch.setitem(core._STEPS, Append, proud)
 
 
 def takes_in_a_snapshot_that_goes_back(patch: pytest.MonkeyPatch) -> None:
@@ -268,15 +274,15 @@ def ignores_the_old_half(patch: pytest.MonkeyPatch) -> None:
 
 def leaves_a_joint_configuration_too_early(patch: pytest.MonkeyPatch) -> None:
     """Before it is committed (against §6)."""
-    original = Raft._append_configuration
+    original = Leadership._append_configuration
 
-    def hasty(self: Raft, configuration: Configuration) -> tuple[int, int]:
-        name = original(self, configuration)
+    def hasty(self: Leadership, configuration: Configuration) -> int:
+        index = original(self, configuration)
         if configuration.is_joint:
             original(self, left(configuration))
-        return name
+        return index
 
-    patch.setattr(Raft, "_append_configuration", hasty)
+    patch.setattr(Leadership, "_append_configuration", hasty)
 
 
 def changes_two_voters_in_one_step(patch: pytest.MonkeyPatch) -> None:
@@ -286,12 +292,12 @@ def changes_two_voters_in_one_step(patch: pytest.MonkeyPatch) -> None:
         following = changed(old, change)
         return left(following) if following.is_joint else following
 
-    patch.setattr(core, "changed", simple)
+    patch.setattr(leadership, "changed", simple)
 
 
 def takes_a_change_while_one_is_pending(patch: pytest.MonkeyPatch) -> None:
     """Two changes at a time (against §6)."""
-    patch.setattr(Raft, "change_pending", property(lambda self: self.configuration.is_joint))
+    patch.setattr(ConfigurationLog, "change_pending", property(lambda self: self.latest.is_joint))
 
 
 def takes_a_change_before_its_term(patch: pytest.MonkeyPatch) -> None:
@@ -317,7 +323,7 @@ def lets_a_configuration_count_when_it_is_applied(patch: pytest.MonkeyPatch) -> 
         original(self, index)
         self._take_configuration()
         if self.is_leader:
-            self._finish_change()
+            self._leadership._finish_change()
 
     patch.setattr(ConfigurationLog, "latest", property(lambda self: self.applied))
     patch.setattr(Raft, "applied_to", late)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from cluster_core.raft import Raft, Ready
+from cluster_core.raft.leadership import Leadership
 from cluster_core.replication.log_store import LogStore
 from cluster_core.replication.replica import Replica
 from cluster_core.storage.memory import MemoryBatch, MemoryEngine
@@ -85,25 +86,25 @@ def loses_an_entry_of_the_log(patch: pytest.MonkeyPatch) -> None:
 
 def counts_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
     """A leader takes what it has appended for durable."""
-    committed = Raft._try_commit
+    committed = Leadership._try_commit
 
-    def eager(raft: Raft, acked: int) -> None:
-        raft._peers.own.acked(raft._log.last_index)
-        committed(raft, acked)
+    def eager(leader: Leadership, acked: int) -> None:
+        leader._peers.own.acked(leader._log.last_index)
+        committed(leader, acked)
 
-    patch.setattr(Raft, "_try_commit", eager)
+    patch.setattr(Leadership, "_try_commit", eager)
 
 
 def counts_old_terms(patch: pytest.MonkeyPatch) -> None:
     """An entry of any term is committed when a majority has it."""
 
-    def careless(self: Raft, acked: int) -> None:
+    def careless(self: Leadership, acked: int) -> None:
         index = self._peers.committed()
         if index > self._log.committed:
             self._log.commit_to(index)
             self.commit_untold = True
 
-    patch.setattr(Raft, "_try_commit", careless)
+    patch.setattr(Leadership, "_try_commit", careless)
 
 
 MUTANTS = [
