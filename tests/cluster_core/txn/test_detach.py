@@ -46,7 +46,8 @@ async def cluster() -> AsyncIterator[KotobaCluster]:
 
 
 async def execute(cluster: KotobaCluster, operations: Sequence[Operation]) -> list[Digest]:
-    outcomes = await cluster.execute_batch([BatchOperation(one) for one in operations])
+    batch = [BatchOperation(one) for one in operations]
+    outcomes = await cluster.execute_batch(batch, timeout_ms=60_000)
     assert all(isinstance(outcome, OperationResult) for outcome in outcomes), outcomes
     return [cast("OperationResult", outcome).digest for outcome in outcomes]
 
