@@ -60,6 +60,8 @@ from cluster_core.txn.atomic import AtomicExecutor
 from cluster_core.txn.detach import EdgeDeletion
 from cluster_core.txn.executor import Executor
 from cluster_core.txn.participant import Participant
+from cluster_core.txn.recovery import Recovery
+from cluster_core.txn.settlement import Settlement
 from cluster_core.txn.sweep import Sweep
 from cluster_core.txn.transactions import Transactions
 from cluster_core.types import META_GROUP, Consistency, Digest, GroupId, NodeId, Timestamp
@@ -162,12 +164,23 @@ class ClusterNode:
         self.participant = Participant(self.router, clock, config)
         count = founding.partition_count
         deletion = EdgeDeletion(self.router, engine, clock, config, count)
-        self.transactions = Transactions(
-            self.router, self.participant, deletion, clock, config, random
+        self._settlement = Settlement(self.router, self.participant, deletion, clock, config)
+        recovery = Recovery(
+            self.router, self.participant, self._settlement, deletion, clock, config
         )
-        self.executor = Executor(self.router, clock, config, count, self.transactions, random)
+        transactions = Transactions(
+            self.router,
+            self.participant,
+            self._settlement,
+            recovery,
+            deletion,
+            clock,
+            config,
+            random,
+        )
+        self.executor = Executor(self.router, clock, config, count, transactions, random)
         self.atomic = AtomicExecutor(
-            self.router, clock, config, count, self.participant, self.transactions, random
+            self.router, clock, config, count, self.participant, transactions, random
         )
         self.indexes = IndexTable(self.router, clock, config, count)
         self._index_builder = IndexBuilder(self.indexes, self.router, engine, clock, config)
@@ -205,7 +218,7 @@ class ClusterNode:
         )
         self.feed = Feed(self.router, self.closed, engine, clock, config, bus)
         self._retention = Retention(self.host, self.closed, engine, clock, config)
-        self._sweep = Sweep(self.router, self.transactions, clock, config)
+        self._sweep = Sweep(self.router, recovery, clock, config)
         self._tasks: list[asyncio.Task[None]] = []
         self._events = 0
         self._is_new = False
@@ -266,7 +279,7 @@ class ClusterNode:
         await self.incoming.close()
         await self.feed.close()
         await self.reads.close()
-        await self.transactions.close()
+        await self._settlement.close()
         await self.participant.close()
         await self.host.stop()
         await self.mesh.close()

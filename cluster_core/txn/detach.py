@@ -10,7 +10,7 @@ Once the record is COMMITTED, and not before, its home's leader walks that adjac
 1. The halves of the page's edges in other partitions are deleted, at the commit timestamp.
 2. When all of that is applied, so are the halves at home. What the adjacency still lists is what
    remains to be done: any later leader goes on from there.
-3. When nothing is left, the intents go, and the record (``Transactions._finish``).
+3. When nothing is left, the intents go, and the record (``settlement.py``).
 
 A chunk may come twice, or late: it is evaluated only while the intent of its partition is there,
 and of edges that are still there. No entry of a log has more than ``detach_chunk_keys_max`` keys

@@ -38,6 +38,7 @@ from cluster_core.replication.evaluation import Draft, Evaluation
 from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router, confirm
 from cluster_core.storage import keys
+from cluster_core.txn.attempt import Request, Transaction
 from cluster_core.txn.backoff import Backoff
 from cluster_core.txn.items import (
     DedupeEntry,
@@ -49,7 +50,7 @@ from cluster_core.txn.items import (
     result_of,
 )
 from cluster_core.txn.participant import LocksHeld
-from cluster_core.txn.transactions import Request, Transaction, Transactions
+from cluster_core.txn.transactions import Transactions
 from cluster_core.types import Digest, GroupId, Timestamp, group_of
 
 __all__ = ["Executor"]

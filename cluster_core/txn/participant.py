@@ -8,7 +8,7 @@ that recovery may abort (``records.py``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -42,11 +42,14 @@ from cluster_core.txn.records import (
 )
 from cluster_core.types import Digest, GroupId, NodeId, Timestamp
 
-__all__ = ["LocksHeld", "Participant", "make_intent", "read_horizon"]
+__all__ = ["LocksHeld", "Participant", "find_leaders", "make_intent", "read_horizon"]
 
 LOCK_WAIT_S: Final = 0.05
 """How long a prepare waits for a lock before it answers Conflict and is tried again. All prepares
 of a request are answered together, so a long wait of one would hold up, or even block, others."""
+
+FIND_LEADER_S: Final = 0.5
+"""How long a transaction waits for a participant's leader before it is tried again as a whole."""
 
 _encode = encode_message
 _decode_prepare = message_decoder(PrepareRequest)
@@ -61,6 +64,14 @@ class LocksHeld(Exception):
     def __init__(self, digest: Digest) -> None:
         super().__init__(digest.hex())
         self.digest = digest
+
+
+async def find_leaders(
+    router: Router, groups: Iterable[GroupId], deadline: float
+) -> dict[GroupId, NodeId | None]:
+    """The leaders of participants, at once; None where none is found soon."""
+    soon = min(deadline, asyncio.get_running_loop().time() + FIND_LEADER_S)
+    return await router.leaders(sorted(groups), soon)
 
 
 def read_horizon(evaluation: Evaluation) -> Timestamp:

@@ -20,7 +20,7 @@ from cluster_core.storage import keys
 from cluster_core.txn.items import decode_dedupe
 from cluster_core.txn.participant import read_horizon
 from cluster_core.txn.records import RecordState, decode_record
-from cluster_core.txn.transactions import Transactions
+from cluster_core.txn.recovery import Recovery
 from cluster_core.types import Timestamp
 
 __all__ = ["Sweep"]
@@ -44,10 +44,10 @@ class Sweep:
     """See the module."""
 
     def __init__(
-        self, router: Router, transactions: Transactions, clock: HybridClock, config: ClusterConfig
+        self, router: Router, recovery: Recovery, clock: HybridClock, config: ClusterConfig
     ) -> None:
         self._router = router
-        self._transactions = transactions
+        self._recovery = recovery
         self._clock = clock
         self._config = config.replication
         self._deadline_s = config.limits.timeout_ms / 1000
@@ -84,8 +84,8 @@ class Sweep:
         silence_ms = self._config.coordinator_silence_ms
         silent_since = asyncio.get_running_loop().time() - silence_ms / 1000
         if replica.intents:
-            await self._transactions.recover_intents(replica, silent_since)
-        await self._transactions.recover_records(replica, self._ago(silence_ms))
+            await self._recovery.recover_intents(replica, silent_since)
+        await self._recovery.recover_records(replica, self._ago(silence_ms))
 
     def _ago(self, ms: int) -> Timestamp:
         return self._clock.latest - (ms << 16)

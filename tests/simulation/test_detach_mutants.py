@@ -12,8 +12,9 @@ from cluster_core.graph.parts import Lock, Part, View
 from cluster_core.node.reads import Reads
 from cluster_core.txn import executor, participant
 from cluster_core.txn.detach import EdgeDeletion
+from cluster_core.txn.settlement import Committed, Settlement
 from cluster_core.txn.transactions import Transactions
-from cluster_core.types import Digest, GroupId
+from cluster_core.types import Digest
 from tests.simulation.runs import run
 
 pytestmark = [
@@ -59,13 +60,13 @@ def test_nothing_is_found_where_nothing_is_broken() -> None:
 
 def test_intents_that_go_before_the_edges_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The edges follow, but nothing holds off who looks meanwhile."""
-    delete = Transactions._delete_edges
+    delete = Settlement._delete_edges
 
-    async def too_late(self: Transactions, committed: tuple[GroupId, bytes, bytes]) -> bool:
+    async def too_late(self: Settlement, committed: Committed) -> bool:
         self._spawn(delete(self, committed))
         return True
 
-    monkeypatch.setattr(Transactions, "_delete_edges", too_late)
+    monkeypatch.setattr(Settlement, "_delete_edges", too_late)
     assert finding()
 
 
@@ -80,7 +81,8 @@ def test_edges_that_go_before_the_record_is_committed_are_found(
         for one in transactions:
             if one.request.detach and one.applied:
                 vertex, now = one.request.detach, self._clock.now()
-                self._spawn(self._deletion.delete_edges(one.home, one.id, vertex, now))
+                edges = self._deletion.delete_edges(one.home, one.id, vertex, now)
+                self._settlement._spawn(edges)
 
     monkeypatch.setattr(Transactions, "_prepare", eager)
     assert finding()

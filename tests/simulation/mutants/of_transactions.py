@@ -17,10 +17,13 @@ from cluster_core.replication.intents import IntentIndex
 from cluster_core.replication.locks import LockTable
 from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
-from cluster_core.txn import executor, participant, transactions
+from cluster_core.txn import executor, participant, recovery, transactions
+from cluster_core.txn.attempt import Transaction
 from cluster_core.txn.records import TransactionRecord, decode_record
-from cluster_core.txn.transactions import Transaction, Transactions, _delete_record
-from cluster_core.types import Digest, GroupId, Timestamp
+from cluster_core.txn.recovery import Recovery
+from cluster_core.txn.settlement import Committed, Settlement, _delete_record
+from cluster_core.txn.transactions import Transactions
+from cluster_core.types import Digest, Timestamp
 from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
 from tests.simulation.runs import Plan
 from tests.simulation.schedules import (
@@ -127,22 +130,22 @@ def aborts_what_is_prepared(patch: pytest.MonkeyPatch) -> None:
     """Recovery aborts a staged transaction without asking its participants."""
 
     async def gloomy(
-        self: Transactions, transaction: bytes, record: TransactionRecord, deadline: float
+        self: Recovery, transaction: bytes, record: TransactionRecord, deadline: float
     ) -> bool:
         return False
 
-    patch.setattr(Transactions, "_check_participants", gloomy)
+    patch.setattr(Recovery, "_check_participants", gloomy)
 
 
 def leaves_no_trace_of_an_abort(patch: pytest.MonkeyPatch) -> None:
     """A missing record is not created as ABORTED: a late staging is accepted."""
 
     async def forgetful(
-        self: Transactions, replica: Replica, transaction: bytes, begin: Timestamp, deadline: float
+        self: Recovery, replica: Replica, transaction: bytes, begin: Timestamp, deadline: float
     ) -> Timestamp:
         return 0
 
-    patch.setattr(Transactions, "_abort_missing", forgetful)
+    patch.setattr(Recovery, "_abort_missing", forgetful)
 
 
 def goes_on_after_its_abort_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -150,12 +153,13 @@ def goes_on_after_its_abort_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     the same."""
     patch.setattr(transactions, "read_horizon", lambda evaluation: 0)
     patch.setattr(participant, "read_horizon", lambda evaluation: 0)
+    patch.setattr(recovery, "read_horizon", lambda evaluation: 0)
 
 
 def deletes_records_too_early(patch: pytest.MonkeyPatch) -> None:
     """Before every participant has applied its resolve."""
 
-    async def hasty(self: Transactions, committed: list[tuple[GroupId, bytes, bytes]]) -> None:
+    async def hasty(self: Settlement, committed: list[Committed]) -> None:
         settled = await self._change_records(committed, self._commit_record)
         await self._change_records(settled, _delete_record)
         decided = [
@@ -165,9 +169,9 @@ def deletes_records_too_early(patch: pytest.MonkeyPatch) -> None:
             )
             for group in record.participants
         ]
-        await self._resolve(decided)
+        await self.resolve(decided)
 
-    patch.setattr(Transactions, "_finish", hasty)
+    patch.setattr(Settlement, "finish", hasty)
 
 
 def waits_in_a_circle(patch: pytest.MonkeyPatch) -> None:

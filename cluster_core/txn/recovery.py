@@ -1,0 +1,291 @@
+"""Deciding what a coordinator left, and finding what is left to decide.
+
+A transaction is decided by its home's leader, from its record (``records.py`` has the states):
+
+- No record: it was never staged. It is created as ABORTED, so that it never will be.
+- STAGING: it is committed if every participant is prepared at or below its commit timestamp. One
+  that is not refuses first, durably, and only then is the record made ABORTED.
+- COMMITTED, or ABORTED: that is the decision.
+
+Every step is an entry of some group's log, conditional on what is there when it is proposed: two
+who decide at the same time, the coordinator may be one of them, come to the same end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import msgspec
+
+from cluster_core.config import ClusterConfig
+from cluster_core.errors import KotobaError
+from cluster_core.hlc import HybridClock
+from cluster_core.replication.intents import Intent
+from cluster_core.replication.replica import Replica
+from cluster_core.replication.router import Router, confirm
+from cluster_core.storage import keys
+from cluster_core.txn.detach import EdgeDeletion
+from cluster_core.txn.participant import Participant, read_horizon
+from cluster_core.txn.records import (
+    CheckRequest,
+    DecideRequest,
+    Decision,
+    RecordState,
+    TransactionRecord,
+    decode_record,
+    encode_record,
+)
+from cluster_core.txn.settlement import Committed, Settlement
+from cluster_core.types import GroupId, NodeId, Timestamp
+
+__all__ = ["Recovery"]
+
+log = logging.getLogger("kotoba.txn")
+
+RECOVER_MAX: Final = 200
+"""Transactions of one group that a sweep recovers at once; the rest wait for the next sweep."""
+
+_decode_decide = msgspec.msgpack.Decoder(DecideRequest).decode
+_decode_decision = msgspec.msgpack.Decoder(Decision).decode
+
+
+class Recovery:
+    """See the module."""
+
+    def __init__(
+        self,
+        router: Router,
+        participant: Participant,
+        settlement: Settlement,
+        deletion: EdgeDeletion,
+        clock: HybridClock,
+        config: ClusterConfig,
+    ) -> None:
+        self._router = router
+        self._participant = participant
+        self._settlement = settlement
+        self._deletion = deletion
+        self._clock = clock
+        self._config = config
+        self._coordinated: dict[bytes, asyncio.Future[None]] = {}
+        """Transactions whose coordinator is at work here, until it has done with them."""
+        router.mesh.handle("txn.decide", self._serve_decide)
+
+    @contextmanager
+    def coordinating(self, transactions: Sequence[bytes]) -> Iterator[None]:
+        """Their coordinator is at work here meanwhile, and gets its time before others decide."""
+        loop = asyncio.get_running_loop()
+        for transaction in transactions:
+            self._coordinated[transaction] = loop.create_future()
+        try:
+            yield
+        finally:
+            for transaction in transactions:
+                done = self._coordinated.pop(transaction)
+                if not done.done():
+                    done.set_result(None)
+
+    # Deciding.
+
+    async def decide(
+        self, home: GroupId, transaction: bytes, begin: Timestamp, deadline: float
+    ) -> Timestamp:
+        """Decide a transaction at its home's leader, wherever that is: its commit timestamp, or 0
+        when it is aborted. A coordinator that is alive gets its time first."""
+        body = msgspec.msgpack.encode(DecideRequest(home, transaction, begin))
+
+        async def ask(node: NodeId) -> bytes:
+            remaining = max(0.01, deadline - asyncio.get_running_loop().time())
+            if node == self._router.node_id:
+                commit = await self._decide_here(home, transaction, begin, deadline)
+                return msgspec.msgpack.encode(Decision(commit))
+            return await self._router.mesh.request(node, "txn.decide", body, timeout=remaining)
+
+        return _decode_decision(await self._router.at_leader(home, deadline, ask)).commit
+
+    async def _serve_decide(self, peer: NodeId, body: bytes) -> bytes:
+        request = _decode_decide(body)
+        commit = await self._decide_here(
+            request.home, request.transaction, request.begin, self._deadline()
+        )
+        return msgspec.msgpack.encode(Decision(commit))
+
+    async def _decide_here(
+        self, home: GroupId, transaction: bytes, begin: Timestamp, deadline: float
+    ) -> Timestamp:
+        coordinator = self._coordinated.get(transaction)
+        if coordinator is not None:
+            silence_s = self._config.replication.coordinator_silence_ms / 1000
+            await asyncio.wait([coordinator], timeout=silence_s)
+        return await self.decide_now(home, transaction, begin, deadline)
+
+    async def decide_now(
+        self,
+        home: GroupId,
+        transaction: bytes,
+        begin: Timestamp,
+        deadline: float,
+        *,
+        staged: Timestamp = 0,
+    ) -> Timestamp:
+        """Decide a transaction, whose home is led here, whether its coordinator is alive or not.
+
+        ``staged``: its commit timestamp, if it is known to have been staged here for good. Then
+        a missing record was committed, resolved and deleted, for an aborted one would be there.
+        """
+        while True:
+            replica = self._router.leading(home)
+            evaluation = replica.evaluation
+            assert evaluation is not None
+            value = evaluation.plain(keys.record(home, transaction))
+            if value is None and staged:
+                await confirm(replica)
+                return staged
+            if value is None:
+                return await self._abort_missing(replica, transaction, begin, deadline)
+            record = decode_record(value)
+            if record.state is not RecordState.STAGING:
+                await confirm(replica)
+                return record.commit
+            prepared = await self._check_participants(transaction, record, deadline)
+            await self._settle_staged(home, transaction, record, prepared, deadline)
+
+    async def _abort_missing(
+        self, replica: Replica, transaction: bytes, begin: Timestamp, deadline: float
+    ) -> Timestamp:
+        """No record: it was never staged, and from now on it cannot be."""
+        evaluation = replica.evaluation
+        assert evaluation is not None
+        if begin <= read_horizon(evaluation):
+            await confirm(replica)
+            return 0
+        draft = replica.draft()
+        draft.advance(self._clock.now())
+        aborted = TransactionRecord(RecordState.ABORTED, begin, 0, [])
+        draft.put(keys.record(replica.group, transaction), encode_record(aborted))
+        await replica.propose(draft, deadline)
+        return 0
+
+    async def _check_participants(
+        self, transaction: bytes, record: TransactionRecord, deadline: float
+    ) -> bool:
+        """Whether all participants are prepared; those that are not never will be, once this is
+        False."""
+        answers = await asyncio.gather(
+            *(
+                self._check(CheckRequest(group, transaction, record.begin, record.commit), deadline)
+                for group in record.participants
+            )
+        )
+        return all(answers)
+
+    async def _check(self, request: CheckRequest, deadline: float) -> bool:
+        body = msgspec.msgpack.encode(request)
+
+        async def ask(node: NodeId) -> bytes:
+            if node == self._router.node_id:
+                prepared = await self._participant.check(request, deadline)
+                return msgspec.msgpack.encode(Decision(1 if prepared else 0))
+            remaining = max(0.01, deadline - asyncio.get_running_loop().time())
+            return await self._router.mesh.request(node, "txn.check", body, timeout=remaining)
+
+        answer = await self._router.at_leader(request.group, deadline, ask)
+        return _decode_decision(answer).commit == 1
+
+    async def _settle_staged(
+        self,
+        home: GroupId,
+        transaction: bytes,
+        seen: TransactionRecord,
+        prepared: bool,
+        deadline: float,
+    ) -> None:
+        """Change a staged record to what the participants said, if it is still as it was seen."""
+        replica = self._router.leading(home)
+        evaluation = replica.evaluation
+        assert evaluation is not None
+        key = keys.record(home, transaction)
+        value = evaluation.plain(key)
+        if value is None or decode_record(value) != seen:
+            return
+        draft = replica.draft()
+        draft.advance(self._clock.now())
+        commit = seen.commit if prepared else 0
+        state = RecordState.COMMITTED if prepared else RecordState.ABORTED
+        settled = msgspec.structs.replace(seen, state=state, commit=commit)
+        draft.put(key, encode_record(settled))
+        intent = evaluation.intent(transaction)
+        if intent is not None and not (prepared and intent.detach):
+            draft.resolve(intent, commit)
+        if not prepared and seen.dedupe:
+            draft.delete(keys.dedupe(home, seen.dedupe))
+        await replica.propose(draft, deadline)
+
+    # What the sweep finds.
+
+    async def recover_intents(self, replica: Replica, silent_since: float) -> None:
+        """Decide and resolve the intents of a led group that have been here for too long."""
+        silent = [
+            intent
+            for intent in replica.intents.seen_before(silent_since)
+            if intent.transaction not in self._coordinated
+        ]
+        await asyncio.gather(
+            *(self._recover_intent(replica, intent) for intent in silent[:RECOVER_MAX])
+        )
+
+    async def _recover_intent(self, replica: Replica, intent: Intent) -> None:
+        deadline = self._deadline()
+        transaction, begin = intent.transaction, intent.begin
+        try:
+            commit = await self.decide(intent.record_group, transaction, begin, deadline)
+            if commit and intent.detach:
+                # It is the record's home that knows when the edges are gone.
+                replica.intents.heard_of(transaction, asyncio.get_running_loop().time())
+                return
+            item = (replica.group, transaction, begin, commit)
+            await self._participant.resolve([item], deadline)
+        except KotobaError as error:
+            log.debug("intent in group %d, next time: %s", replica.group, error.detail)
+
+    async def recover_records(self, replica: Replica, old: Timestamp) -> None:
+        """Carry on with the records of a led group whose coordinator was silent since ``old``."""
+        committed: list[Committed] = []
+        staged: list[tuple[bytes, TransactionRecord]] = []
+        for transaction, record in _records(replica):
+            if record.begin > old or transaction in self._coordinated:
+                continue
+            if record.state is RecordState.STAGING:
+                staged.append((transaction, record))
+            elif record.state is RecordState.COMMITTED:
+                found = (replica.group, transaction, encode_record(record))
+                if not record.detach:
+                    committed.append(found)
+                elif not self._deletion.is_running(transaction):
+                    self._settlement.finish_alone(found)
+        await asyncio.gather(
+            self._settlement.finish(committed[:RECOVER_MAX]),
+            *(self._recover_record(replica, *one) for one in staged[:RECOVER_MAX]),
+        )
+
+    async def _recover_record(
+        self, replica: Replica, transaction: bytes, record: TransactionRecord
+    ) -> None:
+        try:
+            await self.decide(replica.group, transaction, record.begin, self._deadline())
+        except KotobaError as error:
+            log.debug("record in group %d, next time: %s", replica.group, error.detail)
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._config.limits.timeout_ms / 1000
+
+
+def _records(replica: Replica) -> list[tuple[bytes, TransactionRecord]]:
+    """The applied transaction records of a group, by transaction."""
+    return [
+        (transaction, decode_record(value)) for transaction, value in replica.table(keys.RECORD)
+    ]
