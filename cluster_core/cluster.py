@@ -81,8 +81,8 @@ class KotobaCluster:
     memory and gone with the process. ``peers`` are the addresses of the other founding nodes.
     ``advertise`` is where others reach this node, when that is not the address it listens at.
     The remaining arguments replace the ports of :mod:`cluster_core.ports`; ``open_engine`` is
-    called at the start, and again after a write that found no space, once there is room (rule 5:
-    then all Raft state is rebuilt from the disk). After any other failure of the disk the node
+    called at the start, and again after a write that found no space, once there is room
+    (then all Raft state is rebuilt from the disk). After any other failure of the disk the node
     stays without replicas until the process starts again: it passes on what clients ask.
     """
 
@@ -214,7 +214,7 @@ class KotobaCluster:
         """A write found no space, or there was none to open the store: open it when there is.
 
         Until then the node that lost its replicas goes on without any. Nothing that was written
-        without success survives in memory: engine and composition are made anew (rule 5).
+        without success survives in memory: engine and composition are made anew.
         """
         delay_ms = self.config.storage.reopen_after_ms
         delay_ms_max = 10 * delay_ms
@@ -258,7 +258,7 @@ class KotobaCluster:
             self._latest = node.clock.latest
 
     async def _form(self) -> None:
-        """Found a cluster with the peers, or be named by one that is founded (rule 20)."""
+        """Found a cluster with the peers, or be named by one that is founded."""
         identity = self._own
         own = Member(
             node_id=self.node_id,

@@ -1,11 +1,11 @@
-"""Divergence is looked for: replicas compare what their logs have made of them (rule 18).
+"""Divergence is looked for: replicas compare what their logs have made of them.
 
 Nobody should ever find anything here. But a disk that changes what was synced, or a bug, would make
 one replica differ from the others for good, and whoever reads there would be told something else.
 
 **A checkpoint** is an entry of the log that changes nothing. Behind it every replica has the same
-state, as far as it is kept (rule 17): each opens a scan there and reads it beside its work, taking
-a small share of a core, and tells the leader the digest.
+state, as far as it is kept (``history.py``): each opens a scan there and reads it beside its work,
+taking a small share of a core, and tells the leader the digest.
 
 **The verdict** is the leader's. Where voters that are a quorum have the same digest, whoever has
 another one differs; otherwise nobody does, for nobody can know. So a quorum of healthy replicas
@@ -289,7 +289,7 @@ class Comparison:
         self._judge(replica, report.index, digests)
 
     def _judge(self, replica: Replica, index: int, digests: dict[ReplicaId, bytes]) -> None:
-        """Rule 18: only against an agreeing quorum."""
+        """Only against an agreeing quorum."""
         configuration = replica.raft.configuration
         for digest in sorted(set(digests.values())):
             agree = {other: told == digest for other, told in digests.items()}

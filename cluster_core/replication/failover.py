@@ -1,4 +1,4 @@
-"""Elections at once when a leader's stream breaks (rule 21), one for each group.
+"""Elections at once when a leader's stream breaks, one for each group.
 
 Two replicas that campaign at the same time can split the votes, and then nobody leads until both
 have tried again. So one of them goes first and the other only if that comes to nothing:

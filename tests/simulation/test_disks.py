@@ -149,7 +149,7 @@ def test_leaderships_leave_a_full_disk_and_no_write_is_refused() -> None:
 
 @pytest.mark.parametrize("seed", [4, 5, 6, 7])
 def test_a_node_that_could_not_write_rebuilds_itself_from_its_disk(seed: int) -> None:
-    """Rule 5: what failed is undetermined, and only what the disk shows counts afterwards."""
+    """What failed is undetermined, and only what the disk shows counts afterwards."""
 
     async def scenario(world: World) -> None:
         full, other = world.nodes[0], world.nodes[1]

@@ -47,7 +47,7 @@ Pairs = list[bytes]
 
 class Header(msgspec.Struct, array_like=True, frozen=True):
     """``transfer`` names one frozen view of one leader; another attempt has another one. ``clock``
-    is a reading of the sender's clock, at or above every timestamp in the snapshot (rule 8)."""
+    is a reading of the sender's clock, at or above every timestamp in the snapshot."""
 
     cluster_id: str
     sender: NodeId
