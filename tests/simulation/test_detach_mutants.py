@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
 
-SEEDS = range(1, 11)
+SEEDS = 40
 VERDICTS = (
     "half an edge",
     "half a hub",
@@ -34,9 +34,9 @@ VERDICTS = (
 )
 
 
-def finding(**trouble: Any) -> str:
+def finding(first: int = 1, **trouble: Any) -> str:
     """What the first run that fails says; it has to be about halves of a deletion."""
-    for seed in SEEDS:
+    for seed in range(first, first + SEEDS):
         found = verdict(seed, **trouble)
         if found:
             assert any(known in found for known in VERDICTS), found
@@ -55,7 +55,7 @@ def verdict(seed: int, **trouble: Any) -> str:
 
 
 def test_nothing_is_found_where_nothing_is_broken() -> None:
-    assert not verdict(SEEDS[0])
+    assert not verdict(1)
 
 
 def test_intents_that_go_before_the_edges_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,8 @@ def test_a_forgotten_page_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_listed_half_first_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who goes on after a crash does not find the other half any more."""
+    """Who goes on after a crash does not find the other half any more. One run in twelve shows it:
+    a leader has to die between the two."""
     halves = EdgeDeletion._halves
 
     def backwards(self: EdgeDeletion, *args: Any, **kwargs: Any) -> Any:
@@ -121,7 +122,7 @@ def test_the_listed_half_first_is_found(monkeypatch: pytest.MonkeyPatch) -> None
         return here[::-1], elsewhere
 
     monkeypatch.setattr(EdgeDeletion, "_halves", backwards)
-    assert "half an edge" in finding(pace=0.25, only=["crash"])
+    assert "half an edge" in finding(13, pace=0.25, only=["crash"])
 
 
 def test_edges_that_do_not_guard_their_far_ends_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
