@@ -48,6 +48,10 @@ PAGE_CHUNKS: Final = 4
 """Edges of a page, in multiples of the keys of a chunk: with 64 partitions each gets some 60 edges
 of a page by default, which are one entry of its log."""
 
+PARTITIONS_AT_ONCE: Final = 8
+"""Partitions that delete their part of a page at the same time: 60 edges each are a millisecond or
+two of evaluation, and all of it may be at one node, in one turn of the event loop."""
+
 COUNT_PAUSE: Final = 1_000
 """Edges counted between two pauses: a millisecond or two."""
 
@@ -135,6 +139,7 @@ class EdgeDeletion:
         after = b""
         outward = prefix[2:3] == keys.OUT
         page_edges = PAGE_CHUNKS * self._limits.detach_chunk_keys_max
+        turns = asyncio.Semaphore(PARTITIONS_AT_ONCE)
         while True:
             self._router.leading(home)
             page = self._page(prefix, after, page_edges)
@@ -144,7 +149,7 @@ class EdgeDeletion:
             here, elsewhere = self._halves(home, vertex, page, outward=outward)
             await asyncio.gather(
                 *(
-                    self._delete_at(EdgesRequest(group, transaction, commit, parts))
+                    self._delete_at(EdgesRequest(group, transaction, commit, parts), turns)
                     for group, parts in sorted(elsewhere.items())
                 )
             )
@@ -177,8 +182,8 @@ class EdgeDeletion:
 
     # A chunk.
 
-    async def _delete_at(self, request: EdgesRequest) -> None:
-        """At the leader of the request's group, wherever that is."""
+    async def _delete_at(self, request: EdgesRequest, turns: asyncio.Semaphore) -> None:
+        """At the leader of the request's group, wherever that is, when it has its turn."""
 
         async def ask(node: NodeId) -> bytes:
             if node == self._router.node_id:
@@ -188,7 +193,8 @@ class EdgeDeletion:
             timeout = self._limits.timeout_ms / 1000
             return await self._router.mesh.request(node, "txn.edges", body, timeout=timeout)
 
-        await self._router.at_leader(request.group, self._deadline(), ask)
+        async with turns:
+            await self._router.at_leader(request.group, self._deadline(), ask)
 
     async def _serve_edges(self, peer: NodeId, body: bytes) -> bytes:
         await self._delete_here(_decode_request(body))
