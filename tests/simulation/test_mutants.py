@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.mutants.catalogue import CATALOGUE
-from tests.simulation.mutants.hunt import Mutant, hunt
+from tests.simulation.mutants.hunt import ROOT, Mutant, hunt
 
 pytestmark = [
     pytest.mark.simulation,
@@ -29,3 +29,9 @@ def test_each_mutant_has_a_name_and_a_rule_of_its_own() -> None:
     assert len({mutant.name for mutant in CATALOGUE}) == len(CATALOGUE)
     assert len({mutant.rule for mutant in CATALOGUE}) == len(CATALOGUE)
     assert all(mutant.broken.__doc__ for mutant in CATALOGUE)
+
+
+def test_the_table_of_the_document_has_each_mutant() -> None:
+    table = (ROOT / "docs/correctness.md").read_text()
+    for mutant in CATALOGUE:
+        assert f"| `{mutant.name}` | {mutant.rule} |" in table

@@ -23,7 +23,18 @@ from cluster_core.config import ClusterConfig
 from tests.simulation.runs import Plan, run
 from tests.simulation.world import SIM_CONFIG, World, simulate
 
-__all__ = ["Everywhere", "Found", "Mutant", "Same", "Scenario", "Sighting", "Whole", "hunt", "play"]
+__all__ = [
+    "ROOT",
+    "Everywhere",
+    "Found",
+    "Mutant",
+    "Same",
+    "Scenario",
+    "Sighting",
+    "Whole",
+    "hunt",
+    "play",
+]
 
 ROOT: Final = Path(__file__).parents[3]
 
