@@ -47,6 +47,7 @@ from cluster_core.query.results import CountRow, PathRow, TraversedVertex, Versi
 from cluster_core.types import Digest, Timestamp
 from tests.cluster_core.query.test_execute_model import bfs, fits, lightest, steps
 from tests.cluster_core.query.two_nodes import Snapshot
+from tests.cluster_core.single_node import single_node
 
 LIMITS = LimitConfig(detach_step_edges_max=3, detach_chunk_keys_max=4)
 STEPS = 60
@@ -274,15 +275,11 @@ class Comparer:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_node_and_the_model_give_the_same_answers(seed: int) -> None:
-    cluster = KotobaCluster("node1", replace(ClusterConfig(partition_count=4), limits=LIMITS))
-    await cluster.start("node1:1")
-    await cluster.ready()
-    await cluster.declare_index("A", "p")
-    comparer = Comparer(cluster, Model(Random(seed)))
-    try:
+    config = replace(ClusterConfig(partition_count=4), limits=LIMITS)
+    async with single_node(config) as cluster:
+        await cluster.declare_index("A", "p")
+        comparer = Comparer(cluster, Model(Random(seed)))
         for step in range(STEPS):
             await comparer.change()
             if step % 4 == 3:
                 await comparer.compare()
-    finally:
-        await cluster.stop()

@@ -20,6 +20,7 @@ from cluster_core.graph.operations import (
     Operation,
     UpdateNode,
 )
+from tests.cluster_core.single_node import single_node
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "http-api.md"
 
@@ -49,11 +50,8 @@ def check_bound(error: KotobaError, name: str) -> None:
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[KotobaCluster]:
-    node = KotobaCluster("node1", replace(ClusterConfig(partition_count=4), limits=LIMITS))
-    await node.start("node1:1")
-    await node.ready()
-    yield node
-    await node.stop()
+    async with single_node(replace(ClusterConfig(partition_count=4), limits=LIMITS)) as node:
+        yield node
 
 
 @pytest.mark.parametrize("limit", fields(LimitConfig), ids=lambda limit: limit.name)

@@ -15,13 +15,10 @@ from cluster_core.txn.detach import EdgeDeletion
 from cluster_core.txn.settlement import Committed, Settlement
 from cluster_core.txn.transactions import Transactions
 from cluster_core.types import Digest
+from tests.simulation.broken import BROKEN_RUNS
 from tests.simulation.runs import run
 
-pytestmark = [
-    pytest.mark.simulation,
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-]
+pytestmark = BROKEN_RUNS
 
 SEEDS = 40
 VERDICTS = (

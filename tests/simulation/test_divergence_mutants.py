@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from cluster_core.raft import Raft
@@ -12,19 +10,9 @@ from cluster_core.replication.history import KeptSieve
 from cluster_core.replication.replica import Replica
 from cluster_core.types import ReplicaId
 from tests.simulation import test_divergence as scenarios
+from tests.simulation.broken import BROKEN_RUNS, assert_found
 
-pytestmark = [
-    pytest.mark.simulation,
-    pytest.mark.timeout(120),
-    # A run that ends in the middle leaves coroutines behind, and they complain when collected.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-]
-
-
-def assert_found(scenario: Callable[[], None]) -> None:
-    with pytest.raises(AssertionError):
-        scenario()
+pytestmark = [*BROKEN_RUNS, pytest.mark.timeout(120)]
 
 
 def test_a_digest_of_what_may_be_collected_too_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,15 +16,10 @@ from cluster_core.raft.membership import changed
 from cluster_core.raft.peers import Peers
 from cluster_core.types import GroupId, NodeId, ReplicaId
 from tests.simulation import test_moves as scenarios
+from tests.simulation.broken import BROKEN_RUNS
 from tests.simulation.runs import Run, run
 
-pytestmark = [
-    pytest.mark.simulation,
-    pytest.mark.timeout(300),
-    # A run that ends in the middle leaves coroutines behind, and they complain when collected.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-]
+pytestmark = [*BROKEN_RUNS, pytest.mark.timeout(300)]
 
 
 def moving(seed: int) -> Run:

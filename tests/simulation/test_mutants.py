@@ -5,16 +5,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.simulation.broken import BROKEN_RUNS
 from tests.simulation.mutants.catalogue import CATALOGUE
 from tests.simulation.mutants.hunt import ROOT, Mutant, hunt
 
-pytestmark = [
-    pytest.mark.simulation,
-    pytest.mark.timeout(300),
-    # A run that ends in the middle leaves coroutines behind, and they complain when collected.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-]
+pytestmark = [*BROKEN_RUNS, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from cluster_core.errors import Conflict
@@ -15,19 +13,9 @@ from cluster_core.replication.snapshots.messages import Chunk, Position
 from cluster_core.replication.snapshots.staging import Staging
 from cluster_core.storage import keys
 from tests.simulation import test_snapshots as scenarios
+from tests.simulation.broken import BROKEN_RUNS, assert_found
 
-pytestmark = [
-    pytest.mark.simulation,
-    pytest.mark.timeout(120),
-    # A run that ends in the middle leaves coroutines behind, and they complain when collected.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-]
-
-
-def assert_found(scenario: Callable[[], None]) -> None:
-    with pytest.raises(AssertionError):
-        scenario()
+pytestmark = [*BROKEN_RUNS, pytest.mark.timeout(120)]
 
 
 def test_a_replacement_without_its_mark_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

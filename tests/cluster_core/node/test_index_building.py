@@ -13,11 +13,9 @@ from cluster_core.cluster import KotobaCluster
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import InvalidRequest, NotFound, TooLarge
 from cluster_core.graph.operations import (
-    BatchOperation,
     CreateEdge,
     CreateNode,
     Operation,
-    OperationResult,
     UpdateNode,
 )
 from cluster_core.node import index_table
@@ -26,24 +24,15 @@ from cluster_core.query.plan import Comparison, Count, FindNodes, OrderBy
 from cluster_core.query.results import CountRow
 from cluster_core.status import IndexStatus
 from cluster_core.storage import keys
-from cluster_core.types import Digest
+from tests.cluster_core.single_node import execute, single_node
 
 BUILD_S = 20.0
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[KotobaCluster]:
-    node = KotobaCluster("node1", ClusterConfig(partition_count=4))
-    await node.start("node1:1")
-    await node.ready()
-    yield node
-    await node.stop()
-
-
-async def execute(cluster: KotobaCluster, operations: list[Operation]) -> list[Digest]:
-    outcomes = await cluster.execute_batch([BatchOperation(one) for one in operations])
-    assert all(isinstance(outcome, OperationResult) for outcome in outcomes), outcomes
-    return [cast("OperationResult", outcome).digest for outcome in outcomes]
+    async with single_node(ClusterConfig(partition_count=4)) as node:
+        yield node
 
 
 async def until_ready(cluster: KotobaCluster) -> list[IndexStatus]:

@@ -22,15 +22,13 @@ from cluster_core.graph.operations import (
 from cluster_core.query.plan import Count
 from cluster_core.query.results import CountRow
 from cluster_core.txn.executor import JOBS_PER_TURN, Executor
+from tests.cluster_core.single_node import single_node
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[KotobaCluster]:
-    node = KotobaCluster("node1", ClusterConfig(partition_count=4))
-    await node.start("node1:1")
-    await node.ready()
-    yield node
-    await node.stop()
+    async with single_node(ClusterConfig(partition_count=4)) as node:
+        yield node
 
 
 async def test_a_batch_whose_edges_cannot_be_looked_for_says_what_was_executed_all_the_same(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import cast
 
 import pytest
 
@@ -19,10 +18,8 @@ from cluster_core.graph.operations import (
     OperationResult,
     UpdateNode,
 )
-from cluster_core.query.plan import Count
-from cluster_core.query.results import CountRow
 from cluster_core.storage import keys
-from cluster_core.types import Digest
+from tests.cluster_core.single_node import count, digests, single_node
 
 PARTITIONS = 4
 PEOPLE = [CreateNode(("Person",), {"number": number}) for number in range(200)]
@@ -30,11 +27,8 @@ PEOPLE = [CreateNode(("Person",), {"number": number}) for number in range(200)]
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[KotobaCluster]:
-    node = KotobaCluster("node1", ClusterConfig(partition_count=PARTITIONS))
-    await node.start("node1:1")
-    await node.ready()
-    yield node
-    await node.stop()
+    async with single_node(ClusterConfig(partition_count=PARTITIONS)) as node:
+        yield node
 
 
 async def send(
@@ -42,16 +36,6 @@ async def send(
 ) -> list[OperationResult | KotobaError]:
     batch = [BatchOperation(one) for one in operations]
     return await cluster.execute_batch(batch, idempotency_key=key)
-
-
-def digests(outcomes: Sequence[OperationResult | KotobaError]) -> list[Digest]:
-    assert all(isinstance(outcome, OperationResult) for outcome in outcomes), outcomes
-    return [cast("OperationResult", outcome).digest for outcome in outcomes]
-
-
-async def count(cluster: KotobaCluster, of: str) -> int:
-    result = await cluster.execute_query(Count(of=of))  # type: ignore[arg-type]
-    return cast("CountRow", result.rows[0]).count
 
 
 def remembered(cluster: KotobaCluster) -> int:

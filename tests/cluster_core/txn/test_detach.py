@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import cast
 
@@ -16,8 +16,6 @@ from cluster_core.graph.operations import (
     CreateEdge,
     CreateNode,
     DeleteNode,
-    Operation,
-    OperationResult,
 )
 from cluster_core.query.plan import Count, Get, Traverse
 from cluster_core.query.results import CountRow
@@ -26,6 +24,7 @@ from cluster_core.storage import keys
 from cluster_core.txn.detach import EdgeDeletion
 from cluster_core.types import Digest
 from cluster_core.wire.messages import CONFIGURATION
+from tests.cluster_core.single_node import count, execute, single_node
 
 EDGES = 2_000
 LIMITS = LimitConfig(
@@ -38,18 +37,8 @@ LIMITS = LimitConfig(
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[KotobaCluster]:
-    node = KotobaCluster("node1", replace(ClusterConfig(partition_count=8), limits=LIMITS))
-    await node.start("node1:1")
-    await node.ready()
-    yield node
-    await node.stop()
-
-
-async def execute(cluster: KotobaCluster, operations: Sequence[Operation]) -> list[Digest]:
-    batch = [BatchOperation(one) for one in operations]
-    outcomes = await cluster.execute_batch(batch, timeout_ms=60_000)
-    assert all(isinstance(outcome, OperationResult) for outcome in outcomes), outcomes
-    return [cast("OperationResult", outcome).digest for outcome in outcomes]
+    async with single_node(replace(ClusterConfig(partition_count=8), limits=LIMITS)) as node:
+        yield node
 
 
 async def hub_with(cluster: KotobaCluster, edges: int) -> tuple[Digest, list[Digest]]:
@@ -58,11 +47,6 @@ async def hub_with(cluster: KotobaCluster, edges: int) -> tuple[Digest, list[Dig
     ends = [(hub, others[n % 50]) if n % 2 else (others[n % 50], hub) for n in range(edges)]
     await execute(cluster, [CreateEdge("SPOKE", source, target) for source, target in ends])
     return hub, others
-
-
-async def count(cluster: KotobaCluster, of: str) -> int:
-    result = await cluster.execute_query(Count(of=of))  # type: ignore[arg-type]
-    return cast("CountRow", result.rows[0]).count
 
 
 def last_indexes(cluster: KotobaCluster) -> dict[int, int]:

@@ -17,17 +17,15 @@ from cluster_core.graph.operations import (
 )
 from cluster_core.query.plan import Get, Neighbours
 from cluster_core.types import Digest, partition_of
+from tests.cluster_core.single_node import single_node
 
 PARTITIONS = 4
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[KotobaCluster]:
-    node = KotobaCluster("node1", ClusterConfig(partition_count=PARTITIONS))
-    await node.start("node1:1")
-    await node.ready()
-    yield node
-    await node.stop()
+    async with single_node(ClusterConfig(partition_count=PARTITIONS)) as node:
+        yield node
 
 
 async def vertex_in(cluster: KotobaCluster, partition: int) -> Digest:

@@ -16,6 +16,7 @@ from cluster_core.txn.participant import read_horizon
 from cluster_core.txn.records import RecordState, TransactionRecord, encode_record
 from cluster_core.txn.sweep import PAUSE_AFTER
 from cluster_core.types import Timestamp
+from tests.cluster_core.single_node import single_node
 
 ENTRIES = 900
 DEADLINE_S = 10.0
@@ -28,11 +29,8 @@ async def cluster() -> AsyncIterator[KotobaCluster]:
         partition_count=1,
         replication=ReplicationConfig(sweep_interval_ms=3_600_000, dedupe_entries_max=ENTRIES),
     )
-    node = KotobaCluster("node1", config)
-    await node.start("node1:1")
-    await node.ready()
-    yield node
-    await node.stop()
+    async with single_node(config) as node:
+        yield node
 
 
 def partition(cluster: KotobaCluster) -> Replica:
