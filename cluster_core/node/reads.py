@@ -220,6 +220,10 @@ class Reads:
             )
         return replica
 
+    def horizon(self, partition: int) -> Timestamp:
+        replica = self._router.host.replicas.get(group_of(partition))
+        return 0 if replica is None else replica.horizon
+
     def detaching(self, partition: int) -> Set[Digest]:
         replica = self._router.host.replicas.get(group_of(partition))
         return frozenset() if replica is None else replica.intents.detaching

@@ -80,6 +80,10 @@ class QueryHost(Protocol):
         have come back. Then it gives another object than before."""
         ...
 
+    def horizon(self, partition: int) -> Timestamp:
+        """Of the local replica: what only reads below it see is given up, sooner or later."""
+        ...
+
     def detaching(self, partition: int) -> Set[Digest]:
         """Vertices, of any partition, that an undecided intent holds here with all their edges: an
         edge of one of them is there, or not, only once the vertex is settled in this partition. It

@@ -123,7 +123,11 @@ async def _version(partition: int, entity: Digest, version: Digest, work: Work) 
 
 
 async def history(task: HistoryTask, work: Work) -> HistoryResult:
-    """The versions, newest first; bound ``history`` where the older ones are not kept any more."""
+    """The versions, newest first; bound ``history`` where the older ones are not kept any more.
+
+    Kept are those above the horizon and the newest below it, however far this replica's collection
+    has come: so every replica gives the same answer.
+    """
     await work.settle(task.partition, [task.digest])
     await work.read_settled(task.partition, task.digest)
     result = HistoryResult(0, [])
@@ -141,6 +145,8 @@ async def history(task: HistoryTask, work: Work) -> HistoryResult:
             result.bound = "bytes"
             break
         result.versions.append(Stored(task.digest, timestamp, record))
+        if timestamp <= work.host.horizon(task.partition):
+            break
     if result.bound is None and not _ends_with_the_first(result.versions):
         result.bound = "history"
     result.scanned = work.scanned

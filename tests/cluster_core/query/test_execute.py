@@ -194,8 +194,10 @@ async def test_a_history_whose_beginning_is_not_kept_any_more_says_so(cluster: T
     versions = [cluster.update(vertex, n=n) for n in range(1, 5)]
     whole = await cluster.ask(History(digest=vertex))
     assert (len(whole.rows), whole.bound) == (5, None)
-    cluster.collect(cluster.now - 1)
+    cluster.move_horizon(cluster.now - 1)
     result = await cluster.ask(History(digest=vertex))
+    cluster.collect(cluster.now - 1)
+    assert (await cluster.ask(History(digest=vertex))).rows == result.rows
     kept = [cast("VersionRow", row).entity for row in result.rows]
     assert [cast("Vertex", entity).version for entity in kept] == versions[:-3:-1]
     assert (result.truncated, result.bound) == (True, "history")

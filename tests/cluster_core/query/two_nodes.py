@@ -69,7 +69,7 @@ class QueryNode:
         self.fault: Exception | None = None
         """Raised by the next settle."""
         self.delay = 0.0
-        self.horizon: Timestamp = 0
+        self.kept_since: Timestamp = 0
         self.replica: ReplicaId = 1
         """Of each partition."""
         self.known: list[IndexDefinition] = []
@@ -98,9 +98,12 @@ class QueryNode:
 
     def require_history(self, partition: int, timestamp: Timestamp) -> ReplicaId:
         assert self.serving_node(partition) == self.node_id
-        if timestamp < self.horizon:
+        if timestamp < self.kept_since:
             raise HistoryCollected("it is older than what is kept")
         return self.replica
+
+    def horizon(self, partition: int) -> Timestamp:
+        return self.kept_since
 
     def detaching(self, partition: int) -> frozenset[Digest]:
         return frozenset()
@@ -228,13 +231,17 @@ class TwoNodes:
 
     def collect(self, horizon: Timestamp) -> None:
         """Give up what no read at ``horizon`` or later sees, and refuse reads below it."""
-        for node in self.mesh.values():
-            node.horizon = horizon
+        self.move_horizon(horizon)
         for partition in range(PARTITIONS):
             group = group_of(partition)
             collection = history.Collection(self._engine(group), group, horizon)
             while collection.step():
                 pass
+
+    def move_horizon(self, horizon: Timestamp) -> None:
+        """Refuse reads below it; all is still there."""
+        for node in self.mesh.values():
+            node.kept_since = horizon
 
     # Indexes
 
