@@ -57,7 +57,7 @@ from app.schemas.operations import (
     TransactionParameters,
     WriteParameters,
 )
-from app.schemas.queries import QUERY_REQUEST, QueryRequest
+from app.schemas.queries import QUERY_REQUEST
 from app.schemas.reads import BLOCKS_REQUEST, NodeParameters, NoParameters
 from app.schemas.status import LEADER_REQUEST, PARTITION_NUMBER
 from app.schemas.values import RequestModel
@@ -252,7 +252,7 @@ class HotPath:
 
     async def _query(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)
-        request = await self._read_query(scope, receive, headers)
+        request = await self._request(scope, receive, headers, QUERY_REQUEST, QUERY_BYTES_MAX)
         session = request.session
         asking = self._database.execute_query(
             request.to_plan(),
@@ -267,23 +267,28 @@ class HotPath:
         return query_answer(await while_connected(receive, asking))
 
     async def _explain(self, scope: Scope, receive: Receive) -> Answer:
-        request = await self._read_query(scope, receive, headers_of(scope))
+        headers = headers_of(scope)
+        request = await self._request(scope, receive, headers, QUERY_REQUEST, QUERY_BYTES_MAX)
         as_of = None if request.as_of is None else parse_timestamp(request.as_of, where="as_of")
         return plan_answer(await self._database.explain_query(request.to_plan(), as_of=as_of))
 
-    async def _read_query(self, scope: Scope, receive: Receive, headers: Headers) -> QueryRequest:
+    async def _request(
+        self,
+        scope: Scope,
+        receive: Receive,
+        headers: Headers,
+        adapter: TypeAdapter[M],
+        bytes_max: int,
+    ) -> M:
+        """The JSON of a request that has no parameters beside it."""
         media_type_of(headers, _JSON_ONLY)
         if scope["query_string"]:
             parameters_of(scope["query_string"], NoParameters)
-        return _read_request(QUERY_REQUEST, await self._read(receive, headers, QUERY_BYTES_MAX))
+        return _read_request(adapter, await self._read(receive, headers, bytes_max))
 
     async def _blocks(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)
-        media_type_of(headers, _JSON_ONLY)
-        if scope["query_string"]:
-            parameters_of(scope["query_string"], NoParameters)
-        body = await self._read(receive, headers, QUERY_BYTES_MAX)
-        request = _read_request(BLOCKS_REQUEST, body)
+        request = await self._request(scope, receive, headers, BLOCKS_REQUEST, QUERY_BYTES_MAX)
         asking = read_blocks(
             self._database, request.to_plan(), session_of(headers), request.timeout_ms
         )
@@ -294,24 +299,16 @@ class HotPath:
 
     async def _index(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)
-        media_type_of(headers, _JSON_ONLY)
-        if scope["query_string"]:
-            parameters_of(scope["query_string"], NoParameters)
-        body = await self._read(receive, headers, INDEX_BYTES_MAX)
-        request = _read_request(INDEX_REQUEST, body)
+        request = await self._request(scope, receive, headers, INDEX_REQUEST, INDEX_BYTES_MAX)
         index, is_new = await self._database.declare_index(request.label, request.property)
         return json_answer(index_json(index), status=201 if is_new else 200)
 
     async def _leader(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)
-        media_type_of(headers, _JSON_ONLY)
-        if scope["query_string"]:
-            parameters_of(scope["query_string"], NoParameters)
         partition: str = scope["path_params"]["partition"]
         if not PARTITION_NUMBER.fullmatch(partition):
             raise invalid("path.partition", "is not the number of a partition")
-        body = await self._read(receive, headers, LEADER_BYTES_MAX)
-        request = _read_request(LEADER_REQUEST, body)
+        request = await self._request(scope, receive, headers, LEADER_REQUEST, LEADER_BYTES_MAX)
         status = await self._database.transfer_leadership(int(partition), request.node_id)
         return json_answer(msgspec.to_builtins(status))
 
