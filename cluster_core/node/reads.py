@@ -30,7 +30,7 @@ from cluster_core.query.host import ReadAgain, ReadPoint
 from cluster_core.query.local import run_task_bytes
 from cluster_core.replication.router import RETRY_DELAY_S, Router
 from cluster_core.storage import keys
-from cluster_core.storage.mvcc import read_at
+from cluster_core.storage.mvcc import newest
 from cluster_core.types import (
     Digest,
     NodeId,
@@ -137,15 +137,22 @@ class Reads:
                 except ReadAgain:
                     continue
             replica.require_intact()
-            found = read_at(self.engine, keys.entity(replica.group, digest), timestamp)
-            if found is None or not found[1]:
-                return None
-            if strong and replica.intents.detaching:
+            found = newest(self.engine, keys.entity(replica.group, digest))
+            if strong and found is not None and replica.intents.detaching:
                 held = [end for end in edge_ends(found[1]) if end in replica.intents.detaching]
                 if held:
                     with suppress(ReadAgain):
                         await self._settle_before(deadline, partition, timestamp, *held)
                     continue
+            if strong and found is not None and found[0] > timestamp:
+                # It is newer than the moment. But a transaction may have been acknowledged before
+                # this read began of which only the intent was applied then. So this is what we
+                # tell, once the leader would.
+                if (await self.strong(partition, deadline)).timestamp < found[0]:
+                    continue
+                timestamp = found[0]
+            if found is None or not found[1]:
+                return None
             return decode_record(digest, *found), timestamp
 
     async def _settle_before(
