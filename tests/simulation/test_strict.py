@@ -12,6 +12,7 @@ import pytest
 from cluster_core.replication.holds import Holds, Reader
 from cluster_core.replication.replica import Replica
 from cluster_core.types import Timestamp
+from tests.simulation.mutants.of_transactions import reads_at_its_moment
 from tests.simulation.strict import run_strict
 
 pytestmark = [
@@ -68,3 +69,11 @@ def test_reads_that_lag_behind_a_snapshot_are_found(monkeypatch: pytest.MonkeyPa
     """What a snapshot has seen in flight, a later read of that partition must see as well."""
     monkeypatch.setattr(Replica, "has_reached_read_floor", True)
     assert found_within(range(19, 60), walkers=4, glances=1.0, seconds=2.0)
+
+
+def test_reads_that_miss_what_is_resolved_meanwhile_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of an acknowledged transaction the moment may have the intent only, the reading neither."""
+    reads_at_its_moment(monkeypatch)
+    assert found_within(range(2, 40))

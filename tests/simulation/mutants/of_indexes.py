@@ -77,6 +77,7 @@ MUTANTS = [
         scenario=MIXED,
         first=5000,
         within=10,
+        quick=False,
     ),
     Mutant(
         broken=maintains_only_ready_indexes,
@@ -85,6 +86,7 @@ MUTANTS = [
         scenario=MIXED,
         first=5000,
         within=10,
+        quick=False,
     ),
     Mutant(
         broken=learns_of_an_index_in_its_next_term,
@@ -93,6 +95,7 @@ MUTANTS = [
         scenario=MIXED,
         first=5000,
         within=10,
+        quick=False,
     ),
     Mutant(
         broken=fills_nothing_in,

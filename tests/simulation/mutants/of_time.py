@@ -262,6 +262,7 @@ MUTANTS = [
         rule="closed is below every undecided intent",
         scenario=Whole(Plan(seconds=15)),
         first=700,
+        quick=False,
     ),
     Mutant(
         broken=closes_unconfirmed,
@@ -303,6 +304,7 @@ MUTANTS = [
         rule="collection stays below an applied horizon",
         scenario=Whole(Plan(seconds=12)),
         first=2,
+        quick=False,
     ),
     Mutant(
         broken=keeps_a_horizon_of_its_own,
@@ -318,5 +320,6 @@ MUTANTS = [
         rule="the newest version at or below the horizon is kept",
         scenario=Whole(Plan(seconds=8)),
         first=2,
+        quick=False,
     ),
 ]

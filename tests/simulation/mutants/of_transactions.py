@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -12,11 +13,17 @@ from cluster_core.errors import Conflict
 from cluster_core.graph import evaluate as evaluation
 from cluster_core.graph.parts import ChangeVertex, Lock, LockKind, Part, locks_of
 from cluster_core.graph.several import locks_of_several
+from cluster_core.hlc import TIMESTAMP_MAX
+from cluster_core.node import reads
+from cluster_core.node.reads import Reads
+from cluster_core.ports import Engine
+from cluster_core.query.host import ReadPoint
 from cluster_core.replication.evaluation import Draft
 from cluster_core.replication.intents import IntentIndex
 from cluster_core.replication.locks import LockTable
 from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
+from cluster_core.storage.mvcc import read_at
 from cluster_core.txn import executor, participant, recovery, transactions
 from cluster_core.txn.attempt import Transaction
 from cluster_core.txn.records import TransactionRecord, decode_record
@@ -37,7 +44,7 @@ from tests.simulation.schedules import (
 )
 from tests.simulation.test_transactions import hammer_in_every_order
 
-__all__ = ["MUTANTS"]
+__all__ = ["MUTANTS", "reads_at_its_moment"]
 
 AREA = "Transactions"
 BANK = Whole(Plan(seconds=6, clients=0, tellers=5))
@@ -199,8 +206,26 @@ def grows_young_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Transactions, "begin", anew)
 
 
+def reads_at_its_moment(patch: pytest.MonkeyPatch) -> None:
+    """A read of one entity shows what was written by the time it was given, and does not look at
+    what has come since."""
+    strong, given = Reads.strong, ContextVar("given", default=TIMESTAMP_MAX)
+
+    async def noting(self: Reads, partition: int, deadline: float) -> ReadPoint:
+        point = await strong(self, partition, deadline)
+        given.set(point.timestamp)
+        return point
+
+    def by_then(engine: Engine, user_key: bytes) -> tuple[Timestamp, bytes] | None:
+        return read_at(engine, user_key, given.get())
+
+    patch.setattr(Reads, "strong", noting)
+    patch.setattr(reads, "newest", by_then)
+
+
 def reads_on_at_an_old_moment(patch: pytest.MonkeyPatch) -> None:
-    """A read that waited for a transaction does not begin again above its commit."""
+    """Nor does a read that waited for a transaction begin again above its commit."""
+    reads_at_its_moment(patch)
     decided = IntentIndex.decided
 
     def below(self: IntentIndex, transaction: bytes) -> asyncio.Future[Timestamp]:
@@ -297,6 +322,7 @@ MUTANTS = [
         rule="abort only what a participant refused",
         scenario=DYING,
         first=2,
+        quick=False,
     ),
     Mutant(
         broken=leaves_no_trace_of_an_abort,
@@ -322,7 +348,7 @@ MUTANTS = [
     Mutant(
         broken=reads_on_at_an_old_moment,
         area=AREA,
-        rule="a strong read begins again at C > T",
+        rule="a strong read begins again at C > T, and looks at what is newer than T",
         scenario=Everywhere(read_what_is_being_resolved, FIVE_PARTITIONS),
         within=3,
     ),
