@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from cluster_core.errors import OutcomeUnknown
+from cluster_core.raft.roles import Role
 from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router
 from cluster_core.types import GroupId, NodeId
@@ -29,6 +30,9 @@ PREFER_AFTER_S: Final = 2.0
 """How long a peer must have been there before leaderships go home to it."""
 
 HAND_OVER_LOOK_S: Final = 0.02
+
+LEAVE_TIMEOUT_S: Final = 0.5
+"""For the answer of a peer that is told that this node stops."""
 
 TRANSFER_LOOK_S: Final = 0.05
 """Between two looks whether a requested leader leads, and two requests to hand over to it."""
@@ -52,7 +56,14 @@ class Leaderships:
         self._host = router.host
         self._tables = router.tables
         self._peers_up = peers_up
+        self._leaving: set[NodeId] = set()
+        """Peers that are up and about to stop: nothing is handed to them."""
         router.mesh.handle("leader.transfer", self._serve_transfer)
+        router.mesh.handle("leader.leaving", self._serve_leaving)
+
+    def on_peer_down(self, peer: NodeId) -> None:
+        """If it was leaving, it has left."""
+        self._leaving.discard(peer)
 
     def preferred(self, group: GroupId) -> NodeId:
         return self._tables[group].nodes[0]
@@ -65,7 +76,7 @@ class Leaderships:
             since = self._peers_up.get(home)
             if sent == TRANSFERS_MAX or since is None or now - since < PREFER_AFTER_S:
                 continue
-            if home in unfit or home in replica.shunned:
+            if home in unfit or home in self._leaving or home in replica.shunned:
                 continue
             if replica.evaluation is not None and _is_level(replica, home):
                 sent += self._host.transfer(replica, home)
@@ -100,24 +111,47 @@ class Leaderships:
         return b""
 
     async def hand_over(self, grace_s: float) -> None:
-        """Give every leadership to somebody; returns when that is done and nothing that was
-        proposed here is undecided, or after ``grace_s``."""
+        """Give every leadership to somebody, and take none any more; returns when that is done and
+        nothing that was proposed here is undecided, or after ``grace_s``.
+
+        Peers are told first: one that takes this node for the home of a group would give it back,
+        and the group be without a leader for an election time-out.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
+        for replica in self._host.replicas.values():
+            replica.raft.retire()
+        farewell = loop.create_task(self._say_leaving(min(grace_s, LEAVE_TIMEOUT_S)))
         while loop.time() < deadline and self._host.storage_error is None:
             replicas = self._host.replicas.values()
-            pending = any(replica.queued for replica in replicas)
+            pending = not farewell.done() or any(
+                replica.queued or replica.raft.role is Role.CANDIDATE for replica in replicas
+            )
             for replica in replicas:
                 if replica.is_leader and self._transfer(replica, self._heirs(replica)):
                     pending = True
             if not pending:
-                return
+                break
             await asyncio.sleep(HAND_OVER_LOOK_S)
+        farewell.cancel()
+        await asyncio.gather(farewell, return_exceptions=True)
+
+    async def _say_leaving(self, timeout: float) -> None:
+        ask = self._router.mesh.request
+        peers = sorted(self._router.mesh.peers)
+        asked = [ask(peer, "leader.leaving", b"", timeout=timeout) for peer in peers]
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    async def _serve_leaving(self, peer: NodeId, body: bytes) -> bytes:
+        self._leaving.add(peer)
+        self._host.abort_transfers(peer)
+        return b""
 
     def _heirs(self, replica: Replica) -> list[NodeId]:
         """The other voters of the group that are there."""
         nodes = [replica.members.get(voter) for voter in replica.raft.voters]
-        return [node for node in nodes if node in self._peers_up and node not in replica.shunned]
+        unwilling = self._leaving | replica.shunned
+        return [node for node in nodes if node in self._peers_up and node not in unwilling]
 
     def _transfer(self, replica: Replica, heirs: list[NodeId]) -> bool:
         """To one of ``heirs``, another one for each group; False when there is none."""

@@ -303,6 +303,7 @@ class ClusterNode:
         self.host.on_peer_down(peer)
         self.mesh.on_peer_down(peer)
         self.router.on_peer_down(peer)
+        self.leaderships.on_peer_down(peer)
         self.reads.on_peer_down(peer)
         self.storage.on_peer_down(peer)
         self.clocks.on_peer_down(peer)

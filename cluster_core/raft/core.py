@@ -108,6 +108,7 @@ class Raft:
         "group",
         "leader",
         "replica",
+        "retiring",
         "role",
         "term",
         "vote",
@@ -151,6 +152,8 @@ class Raft:
         """The snapshot that the host is taking in."""
         self.distrusted = False
         """See :meth:`distrust`."""
+        self.retiring = False
+        """See :meth:`retire`."""
 
         self._peers = Peers(replica, config)
         founding = Configuration.of(voters, learners) if voters else UNKNOWN
@@ -356,10 +359,20 @@ class Raft:
         if self.role is Role.LEADER:
             self._leadership.transfer(target)
 
+    def abort_transfer(self, target: ReplicaId) -> None:
+        """``target`` does not want the leadership. It takes it all the same if it was asked before
+        it said so and wins an election."""
+        if self.role is Role.LEADER:
+            self._leadership.abort_transfer(target)
+            if self._leadership.resigned:
+                self.step_down()
+
     def peer_unreachable(self, replica: ReplicaId) -> None:
-        """The stream to ``replica`` broke: what was sent ahead is taken for lost."""
+        """The stream to ``replica`` broke: what was sent ahead is taken for lost, and a leadership
+        is not handed there any more."""
         if self.role is Role.LEADER:
             self._leadership.unreachable(replica)
+            self.abort_transfer(replica)
 
     def distrust(self) -> None:
         """The state machine of this replica is not what the log makes of it, as the host found out
@@ -371,6 +384,13 @@ class Raft:
         assert self.role is not Role.LEADER, "it hands over first"
         self.distrusted = True
         if self.role is not Role.FOLLOWER:
+            self._become_follower(self.term, NOBODY)
+
+    def retire(self) -> None:
+        """Its node is about to stop: from now on it begins no campaign, not even when a leader
+        hands over to it. What it leads, or has asked votes for, goes on."""
+        self.retiring = True
+        if self.role is Role.PRE_CANDIDATE:
             self._become_follower(self.term, NOBODY)
 
     def step_down(self) -> None:
@@ -604,7 +624,7 @@ class Raft:
         """We are a voter, or not known not to be: while our removal may yet be replaced, ours can
         be the only log that a majority of the old configuration would elect (D §4.2.2). Our own
         vote counts by the latest one as any other, so not then."""
-        return not self.distrusted and any(
+        return not (self.distrusted or self.retiring) and any(
             configuration.is_voter(self.replica)
             for configuration in self._configurations.undecided(self._log.committed)
         )

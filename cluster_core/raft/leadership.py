@@ -188,8 +188,7 @@ class Leadership:
         if self.transferee:
             self._transfer_elapsed += 1
             if self._transfer_elapsed >= self._config.election_ticks:
-                self.transferee = NOBODY
-                self._finish_change(hand_over=False)
+                self.abort_transfer(self.transferee)
                 if self.resigned:
                     return
         self._heartbeat_elapsed += 1
@@ -439,6 +438,12 @@ class Leadership:
             return
         if self._peers.configuration.is_voter(target):
             self._begin_transfer(target)
+
+    def abort_transfer(self, target: ReplicaId) -> None:
+        """Go on leading if it is ``target`` to whom we hand over."""
+        if target == self.transferee:
+            self.transferee = NOBODY
+            self._finish_change(hand_over=False)
 
     def _begin_transfer(self, target: ReplicaId) -> None:
         self.transferee = target

@@ -614,6 +614,14 @@ class ReplicationHost:
         self.mark(replica)
         return True
 
+    def abort_transfers(self, node: NodeId) -> None:
+        """``node`` does not take leaderships any more: go on with those on their way to it."""
+        for replica in self.replicas.values():
+            target = replica.voter_at(node)
+            if target is not None and replica.is_leader:
+                replica.raft.abort_transfer(target)
+                self.mark(replica)
+
 
 def _ignore(replica: Replica, need: SnapshotNeeded) -> None:
     """A host without snapshots: the need is handed out again."""

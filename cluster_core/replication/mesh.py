@@ -197,12 +197,15 @@ class Mesh:
         self._send(peer, ERROR, request_id, error.fields())
 
     def on_frames(self, peer: NodeId, frames: list[bytes]) -> None:
+        """Raft messages of a peer that is down are dropped: what is left of a broken stream would
+        make a leader of one whose groups have just begun to elect another."""
         merge = self._clock.merge
         for data in frames:
             frame = _decode_frame(data)
             merge(frame.clock)
             if frame.kind == RAFT:
-                self._on_messages(peer, _decode_messages(frame.body))
+                if peer in self._up:
+                    self._on_messages(peer, _decode_messages(frame.body))
             elif frame.kind == REQUEST:
                 self._start(peer, frame.id, _decode_request(frame.body))
             elif frame.kind == CANCEL:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from cluster_core.node.leaderships import PREFER_AFTER_S
 from cluster_core.types import GroupId
 from tests.simulation.watch import Watch
 from tests.simulation.workload import Client, History
@@ -67,6 +68,56 @@ def fail_over(seed: int) -> Counter[int]:
     world = simulate(seed, scenario, config=CONFIG)
     assert not world.failures, f"seed {seed}: " + "\n".join(world.failures)
     return elections
+
+
+def longest_without_leader(seed: int) -> float:
+    """Stop the nodes gracefully, one after the other, while the others look for leaderships to send
+    home all the time; for how long at most a group then had nobody who takes writes, in seconds."""
+    longest = 0.0
+
+    async def stop(world: World, leaver: SimNode) -> None:
+        nonlocal longest
+        stopping = asyncio.ensure_future(leaver.stop())
+        led = world.loop.time()
+        until = led + 2.0
+        while (now := world.loop.time()) < until or not stopping.done():
+            running = [node for node in world.nodes if node.alive]
+            if not out_of_work(running, list(terms(running[0]))):
+                led = now
+            longest = max(longest, now - led)
+            for node in running:
+                node.cluster.node.leaderships.send_home(now, ())
+            await asyncio.sleep(0.005)
+
+    async def scenario(world: World) -> None:
+        world.start_all()
+        await world.until_ready()
+        for node in world.nodes:
+            await asyncio.sleep(1.1 * PREFER_AFTER_S)  # now leaderships go home to it
+            await stop(world, node)
+            node.start()
+            await world.until_ready()
+
+    world = simulate(seed, scenario, config=CONFIG)
+    assert not world.failures, f"seed {seed}: " + "\n".join(world.failures)
+    return longest
+
+
+def out_of_work(nodes: list[SimNode], groups: list[GroupId]) -> bool:
+    """Whether one of ``groups`` has no leader among ``nodes`` that would take a write now."""
+    replicas = [node.cluster.node.host.replicas for node in nodes]
+    return not all(
+        any(
+            of[group].evaluation is not None and of[group].raft.refusal() is None for of in replicas
+        )
+        for group in groups
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_graceful_stop_leaves_no_group_without_leader(seed: int) -> None:
+    """Not even one whose leadership is going home to the node that stops."""
+    assert longest_without_leader(seed) < 0.15
 
 
 def test_one_election_a_group_and_all_within_half_a_second() -> None:

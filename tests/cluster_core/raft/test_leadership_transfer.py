@@ -115,3 +115,52 @@ def test_an_old_order_to_campaign_is_ignored() -> None:
     group.elect(2)
     group.raft(3).step(TimeoutNow(GROUP, 1, 3, 1))
     assert group.raft(3).role is Role.FOLLOWER
+
+
+@pytest.mark.parametrize("lost", ["does not want it", "cannot be reached"])
+def test_a_leader_goes_on_at_once_when_the_target(lost: str) -> None:
+    group = Group()
+    raft = group.elect(1)
+    group.isolate(3)
+    raft.transfer_leadership(3)
+    if lost == "does not want it":
+        raft.abort_transfer(2)
+        assert raft.transferee == 3
+        raft.abort_transfer(3)
+    else:
+        raft.peer_unreachable(3)
+    assert (raft.role, raft.transferee) == (Role.LEADER, NOBODY)
+    raft.propose(b"x")
+    group.stabilize()
+    assert raft.commit == 2
+
+
+def test_a_target_that_retires_does_not_campaign() -> None:
+    group = Group()
+    group.elect(1).transfer_leadership(3)
+    group.raft(3).retire()
+    group.stabilize()
+    assert (group.raft(3).role, group.raft(3).term) == (Role.FOLLOWER, 1)
+    group.tick(3 * CONFIG.election_ticks, 3)
+    assert group.raft(3).role is Role.FOLLOWER
+
+
+def test_an_election_that_a_retiring_replica_has_begun_is_won() -> None:
+    """Nobody else campaigns before an election time-out: better it leads, and hands over."""
+    group = Group()
+    group.elect(1)
+    group.raft(3).step(TimeoutNow(GROUP, 1, 3, 1))
+    group.raft(3).retire()
+    group.stabilize()
+    assert group.raft(3).role is Role.LEADER
+    group.raft(3).transfer_leadership(1)
+    group.stabilize()
+    assert group.raft(1).role is Role.LEADER
+
+
+def test_a_rehearsal_ends_when_its_replica_retires() -> None:
+    group = Group()
+    group.raft(3).campaign()
+    group.raft(3).retire()
+    group.stabilize()
+    assert group.raft(3).role is Role.FOLLOWER

@@ -13,6 +13,7 @@ from cluster_core.ports import Transport
 from cluster_core.replication.mesh import Mesh
 from cluster_core.replication.pace import Pace
 from cluster_core.types import NodeId
+from cluster_core.wire.messages import Heartbeat
 
 
 class StoppedClock:
@@ -35,21 +36,23 @@ class Wire:
             asyncio.get_running_loop().call_soon(self.other.on_frames, self.node_id, [frame])
 
 
-def pair() -> tuple[Mesh, Mesh]:
+def pair(heard: list[Any] | None = None) -> tuple[Mesh, Mesh]:
+    """``heard``: where Raft messages go; by default there may be none."""
     wires = Wire("a"), Wire("b")
-    meshes = [_mesh(wire) for wire in wires]
+    meshes = [_mesh(wire, heard) for wire in wires]
     wires[0].other, wires[1].other = meshes[1], meshes[0]
     meshes[0].on_peer_up("b")
     meshes[1].on_peer_up("a")
     return meshes[0], meshes[1]
 
 
-def _mesh(wire: Wire) -> Mesh:
-    def no_messages(_peer: NodeId, _messages: list[Any]) -> None:
-        raise AssertionError
+def _mesh(wire: Wire, heard: list[Any] | None) -> Mesh:
+    def on_messages(_peer: NodeId, messages: list[Any]) -> None:
+        assert heard is not None
+        heard.extend(messages)
 
     clock = HybridClock(StoppedClock())
-    return Mesh(wire.node_id, clock, cast("Transport", wire), Pace(), no_messages)
+    return Mesh(wire.node_id, clock, cast("Transport", wire), Pace(), on_messages)
 
 
 class Slow:
@@ -136,3 +139,18 @@ async def test_what_must_not_end_half_way_goes_on() -> None:
     await _turns()
     assert not slow.cancelled
     await b.close()
+
+
+async def test_what_a_broken_stream_still_delivers_is_no_raft_message() -> None:
+    """A late heartbeat would make a leader again of one that is being replaced."""
+    heard: list[Any] = []
+    a, b = pair(heard)
+    beat = Heartbeat(1, 1, 2, 1, 0, 0)
+    b.on_peer_down("a")
+    a.send_messages("b", [beat])
+    await asyncio.sleep(0.01)
+    assert heard == []
+    b.on_peer_up("a")
+    a.send_messages("b", [beat])
+    await asyncio.sleep(0.01)
+    assert heard == [beat]
