@@ -8,6 +8,7 @@ a hub only as many edges are read as are wanted.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from heapq import nsmallest
 from typing import Final, NamedTuple
@@ -80,7 +81,7 @@ class _Place(NamedTuple):
     via: Digest | None = None
 
 
-class _Walk:
+class _Walk(ABC):
     """What both kinds of traversal share: what was seen, and the bounds."""
 
     kind: int
@@ -113,8 +114,9 @@ class _Walk:
     async def begin(self, start: list[Digest]) -> None:
         """Take the rows of depth 0."""
 
+    @abstractmethod
     def row(self, place: _Place, stored: Stored) -> Row:
-        raise NotImplementedError
+        """What the answer says of ``place``."""
 
     async def smallest(self, digests: Iterable[Digest]) -> list[Digest]:
         """The first of ``digests`` in order, as many as there is room for in the rows."""
@@ -189,13 +191,13 @@ class _Walk:
     def looked(self, fresh: list[Digest], passed: list[Digest]) -> None:
         """Of the vertices ``fresh`` those that count are ``passed``."""
 
+    @abstractmethod
     def found(self) -> int:
         """How many rows this hop has at least."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def take(self, depth: int) -> None:
         """Add the rows of this hop."""
-        raise NotImplementedError
 
 
 class _VertexWalk(_Walk):
