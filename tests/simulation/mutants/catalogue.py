@@ -9,6 +9,7 @@ from tests.simulation.mutants import (
     of_membership,
     of_moves,
     of_raft,
+    of_requests,
     of_strict_reads,
     of_time,
     of_transactions,
@@ -21,6 +22,7 @@ __all__ = ["CATALOGUE", "Outcome", "hunt_by_name"]
 CATALOGUE: Final[tuple[Mutant, ...]] = (
     *of_raft.MUTANTS,
     *of_writing.MUTANTS,
+    *of_requests.MUTANTS,
     *of_transactions.MUTANTS,
     *of_time.MUTANTS,
     *of_strict_reads.MUTANTS,
