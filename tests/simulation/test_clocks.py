@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from cluster_core.cluster import KotobaCluster
-from cluster_core.errors import OutcomeUnknown
 from cluster_core.hlc import COUNTER_BITS, wall_of
 from cluster_core.node.observe import health_of, readiness_of
 from cluster_core.query.plan import Count
 from tests.simulation.clock import EPOCH_MS
+from tests.simulation.reading_schedules import ask_for_what_is_to_come
 from tests.simulation.watch import Watch
 from tests.simulation.workload import Client, History
 from tests.simulation.world import SimNode, World, simulate
@@ -87,23 +87,7 @@ def test_a_cluster_is_founded_beside_a_node_whose_clock_is_far_ahead() -> None:
 
 
 def test_reads_of_what_is_to_come_do_not_push_the_clocks_ahead() -> None:
-    """Each of a client that waits for nothing would ask for half a second more."""
-
-    async def scenario(world: World) -> None:
-        world.start_all()
-        await world.until_ready()
-
-        async def ask_ahead(cluster: KotobaCluster) -> None:
-            ahead = cluster.now() + (400 << COUNTER_BITS)
-            with pytest.raises(OutcomeUnknown):
-                await cluster.execute_query(Count(), as_of=ahead, timeout_ms=1)
-
-        for _ in range(20):
-            await world.nodes[0].ask(ask_ahead)
-        for node in world.nodes:
-            assert wall_of(node.cluster.now()) - node.clock.wall_ms() < 1_000
-
-    world = simulate(1, scenario)
+    world = simulate(1, ask_for_what_is_to_come)
     assert not world.failures, "\n".join(world.failures)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.simulation.mutants import (
+    of_feed,
     of_indexes,
     of_membership,
     of_moves,
@@ -25,6 +26,7 @@ CATALOGUE: Final[tuple[Mutant, ...]] = (
     *of_requests.MUTANTS,
     *of_transactions.MUTANTS,
     *of_time.MUTANTS,
+    *of_feed.MUTANTS,
     *of_strict_reads.MUTANTS,
     *of_indexes.MUTANTS,
     *of_membership.MUTANTS,

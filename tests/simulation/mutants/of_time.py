@@ -1,9 +1,8 @@
-"""Rules of clocks, closed timestamps, history and the feed, each broken on purpose."""
+"""Rules of clocks, closed timestamps and history, each broken on purpose."""
 
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,12 +10,14 @@ import pytest
 from cluster_core.hlc import HybridClock
 from cluster_core.node import confirmed_leaders
 from cluster_core.node.clock_watch import ClockWatch, Reading
-from cluster_core.node.feed import Feed
 from cluster_core.node.identity import Identity
 from cluster_core.node.reads import Reads
 from cluster_core.node.snapshot_rounds import SnapshotRounds
 from cluster_core.ports import Clock
-from cluster_core.query.host import ReadPoint
+from cluster_core.query import gather, local
+from cluster_core.query.host import QueryHost, ReadPoint
+from cluster_core.query.tasks import Budget, Result, Task
+from cluster_core.query.work import Work
 from cluster_core.replication import closed, history
 from cluster_core.replication.closed import ClosedTimestamps
 from cluster_core.replication.evaluation import Evaluation
@@ -24,7 +25,8 @@ from cluster_core.replication.mesh import RAFT, Mesh
 from cluster_core.replication.replica import Replica
 from cluster_core.types import GroupId, Timestamp
 from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
-from tests.simulation.runs import Plan
+from tests.simulation.reading_schedules import ask_for_what_is_to_come, read_while_it_is_given_up
+from tests.simulation.runs import FORGETFUL, Plan
 from tests.simulation.schedules import (
     FIVE_PARTITIONS,
     IDLE,
@@ -34,12 +36,10 @@ from tests.simulation.schedules import (
     read_by_an_old_leader,
     read_own_writes_elsewhere,
 )
-from tests.simulation.test_feed import follow_through_trouble
 
 __all__ = ["MUTANTS"]
 
 AREA = "Clocks and reads"
-FEED = Everywhere(partial(follow_through_trouble, seconds=10, chaos=True))
 
 
 def begins_again_in_a_restart(patch: pytest.MonkeyPatch) -> None:
@@ -159,19 +159,44 @@ def takes_closed_for_applied(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ClosedTimestamps, "of", of)
 
 
-def publishes_up_to_its_clock(patch: pytest.MonkeyPatch) -> None:
-    """The feed does not wait for what is closed everywhere."""
-
-    def now(self: Feed) -> Timestamp:
-        return self._clock.latest
-
-    patch.setattr(Feed, "_closed_everywhere", now)
-    patch.setattr(ClosedTimestamps, "of", lambda self, group: closed.Point(1 << 63, 0))
-
-
 def reads_below_the_horizon(patch: pytest.MonkeyPatch) -> None:
     """A read of what is no longer kept is answered with what is left."""
     patch.setattr(Reads, "require_history", lambda *_: None)
+
+
+def looks_at_the_horizon_once(patch: pytest.MonkeyPatch) -> None:
+    """Before a read, and not again when all is read."""
+
+    async def run_task(task: Task, host: QueryHost, point: ReadPoint, budget: Budget) -> Result:
+        for partition in local.partitions_of(task):
+            host.require_history(partition, point.timestamp)
+            index = point.applied.get(partition)
+            if index is not None:
+                await host.wait_applied(partition, index)
+        return await local._run(task, Work(host, point, budget))
+
+    patch.setattr(local, "run_task", run_task)
+    patch.setattr(gather, "run_task", run_task)
+
+
+def reads_what_is_to_come(patch: pytest.MonkeyPatch) -> None:
+    """A time ahead of the clock is not waited for: the read takes the clocks there."""
+
+    async def at_once(self: Reads, timestamp: Timestamp, deadline: float) -> None:
+        pass
+
+    patch.setattr(Reads, "_wait_for_clock", at_once)
+
+
+def follows_its_clients_clocks(patch: pytest.MonkeyPatch) -> None:
+    """A client's timestamp counts like a peer's."""
+    wait = Reads._wait_for_clock
+
+    async def merge(self: Reads, timestamp: Timestamp, deadline: float) -> None:
+        self._clock.merge(timestamp)
+        await wait(self, timestamp, deadline)
+
+    patch.setattr(Reads, "_wait_for_clock", merge)
 
 
 def collects_above_the_horizon(patch: pytest.MonkeyPatch) -> None:
@@ -226,6 +251,20 @@ MUTANTS = [
         area=AREA,
         rule="a clock far ahead of the peers' is not believed",
         scenario=Whole(Plan(seconds=4, only=("wrong_clock",), pace=0.5)),
+    ),
+    Mutant(
+        broken=reads_what_is_to_come,
+        area=AREA,
+        rule="a time that is ahead is waited for, or refused",
+        scenario=Everywhere(ask_for_what_is_to_come),
+        within=3,
+    ),
+    Mutant(
+        broken=follows_its_clients_clocks,
+        area=AREA,
+        rule="a client's timestamp does not move the clock",
+        scenario=Everywhere(ask_for_what_is_to_come),
+        within=3,
     ),
     Mutant(
         broken=reads_snapshots_unconfirmed,
@@ -285,18 +324,18 @@ MUTANTS = [
         within=3,
     ),
     Mutant(
-        broken=publishes_up_to_its_clock,
-        area=AREA,
-        rule="a feed publishes up to the lowest closed timestamp",
-        scenario=FEED,
-        first=700,
-    ),
-    Mutant(
         broken=reads_below_the_horizon,
         area=AREA,
         rule="a read below the horizon is refused",
         scenario=Whole(Plan(seconds=12)),
         first=2,
+    ),
+    Mutant(
+        broken=looks_at_the_horizon_once,
+        area=AREA,
+        rule="a read looks at the horizon again when it has read all",
+        scenario=Everywhere(read_while_it_is_given_up, FORGETFUL),
+        within=3,
     ),
     Mutant(
         broken=collects_above_the_horizon,
