@@ -49,7 +49,7 @@ class SimNode:
         self.world = world
         self.name = name
         self.address = address
-        self.disk = MemoryDisk(sync_delay=self.normal_sync_delay, reserve_bytes=RESERVE_BYTES)
+        self.disk = self._new_disk()
         self.usual_offset_ms = world.random.uniform(-100, 100)
         self.clock = SimClock(world.loop, offset_ms=self.usual_offset_ms)
         self.incarnation = 0
@@ -172,6 +172,15 @@ class SimNode:
 
     def empty_disk(self) -> None:
         self.disk.capacity_bytes = 1 << 40
+
+    def replace_disk(self) -> None:
+        """The machine gets a new disk, with nothing on it."""
+        assert not self.alive
+        self.world.note(f"{self.name} gets a new disk")
+        self.disk = self._new_disk()
+
+    def _new_disk(self) -> MemoryDisk:
+        return MemoryDisk(sync_delay=self.normal_sync_delay, reserve_bytes=RESERVE_BYTES)
 
     async def _end(self, process: Process) -> None:
         self._cluster = self._engine = self._transport = None

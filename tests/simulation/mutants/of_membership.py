@@ -1,16 +1,23 @@
-"""Rules of forming and of fast failover, each broken on purpose, in scenarios of their own."""
+"""Rules of forming, of stores and of fast failover, each broken on purpose, in scenarios of their
+own."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from cluster_core.config import ClusterConfig
 from cluster_core.membership.forming import Forming, Founding, Member
+from cluster_core.node.identity import Identity
+from cluster_core.ports import Engine, Random
 from cluster_core.raft import Raft
+from cluster_core.types import NodeId
 from tests.cluster_core.membership.test_forming_schedules import World
-from tests.simulation.mutants.hunt import Mutant
+from tests.simulation.mutants.hunt import Everywhere, Mutant
+from tests.simulation.store_schedules import come_back_with_a_new_disk, crash_while_others_agree
 from tests.simulation.test_failover import fail_over
 
 __all__ = ["MUTANTS"]
@@ -39,6 +46,50 @@ def forgets_its_proposal(patch: pytest.MonkeyPatch) -> None:
         begin(self, own, peers, config, None)
 
     patch.setattr(Forming, "__init__", anew)
+
+
+def knows_a_disk_by_its_node(patch: pytest.MonkeyPatch) -> None:
+    """A cluster that names this node is this node's, whichever disk it names."""
+
+    def by_name(self: Forming, member: Member) -> bool:
+        return member.node_id == self._own.node_id
+
+    patch.setattr(Forming, "_is_ours", by_name)
+
+
+def draws_the_same_store_again(patch: pytest.MonkeyPatch) -> None:
+    """A new disk gets the id that the one before had."""
+    load = Identity.load
+
+    async def named(engine: Engine, node_id: NodeId, _: Random) -> Identity:
+        return await load(engine, node_id, random.Random(node_id))
+
+    patch.setattr(Identity, "load", named)
+
+
+class _Unsynced:
+    """An engine whose syncs are not waited for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def sync(self) -> None:
+        pass
+
+
+def tells_its_store_before_the_disk_has_it(patch: pytest.MonkeyPatch) -> None:
+    """An empty node answers with a store id that a crash takes away."""
+    load = Identity.load
+
+    async def hasty(engine: Engine, node_id: NodeId, source: Random) -> Identity:
+        identity = await load(_Unsynced(engine), node_id, source)
+        identity._engine = engine
+        return identity
+
+    patch.setattr(Identity, "load", hasty)
 
 
 def keeps_the_lease_of_a_lost_leader(patch: pytest.MonkeyPatch) -> None:
@@ -70,6 +121,27 @@ MUTANTS = [
         rule="a store proposes one cluster in its life",
         scenario=form_at_random,
         within=400,
+    ),
+    Mutant(
+        broken=knows_a_disk_by_its_node,
+        area="Forming",
+        rule="a node with an empty disk is refused under its old name",
+        scenario=Everywhere(come_back_with_a_new_disk),
+        within=3,
+    ),
+    Mutant(
+        broken=draws_the_same_store_again,
+        area="Forming",
+        rule="a disk that was wiped is another store",
+        scenario=Everywhere(come_back_with_a_new_disk),
+        within=3,
+    ),
+    Mutant(
+        broken=tells_its_store_before_the_disk_has_it,
+        area="Forming",
+        rule="a store id is on the disk before it is told",
+        scenario=Everywhere(crash_while_others_agree),
+        within=3,
     ),
     Mutant(
         broken=keeps_the_lease_of_a_lost_leader,
