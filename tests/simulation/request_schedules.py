@@ -7,6 +7,7 @@ have to hold.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Final
 
@@ -21,18 +22,28 @@ from cluster_core.graph.operations import (
     UpdateEdge,
 )
 from cluster_core.query.plan import Get
+from cluster_core.storage import keys
 from cluster_core.types import Digest, partition_of
 from tests.simulation.director import leading
 from tests.simulation.schedules import at_home, at_rest, hand_over
 from tests.simulation.watch import Watch
-from tests.simulation.world import SimNode, World
+from tests.simulation.workload import History
+from tests.simulation.world import SIM_CONFIG, SimNode, World
 
 __all__ = [
+    "SHORT_OF_MEMORY",
     "create_again_at_other_leaders",
     "create_again_with_another_body",
     "create_again_with_its_nonce",
+    "forget_old_keys",
     "write_edges_without_their_source",
 ]
+
+SHORT_OF_MEMORY: Final = replace(
+    SIM_CONFIG,
+    replication=replace(SIM_CONFIG.replication, dedupe_retention_ms=500, sweep_interval_ms=20),
+)
+"""What a key stood for may be forgotten after half a second."""
 
 CREATIONS: Final = 8
 
@@ -116,6 +127,20 @@ async def create_again_with_another_body(world: World) -> None:
             reused = True
         assert reused, "a key stands for two creations"
     await at_rest(world, watch)
+
+
+async def forget_old_keys(world: World) -> None:
+    """Keys are forgotten, and their partition is led by somebody else then."""
+    watch = Watch(world)
+    await at_home(world)
+    made = await execute(world.nodes[0], CreateNode(), idempotency_key="key")
+    assert await execute(world.nodes[1], CreateNode(), idempotency_key="key") == made
+    _, replica = leading(world, made.partition + 1)
+    assert replica.table(keys.DEDUPE)
+    await world.until(lambda: not replica.table(keys.DEDUPE), 5, "the key is forgotten")
+    await deposed(world, made.digest)
+    await at_rest(world, watch)
+    watch.at_rest(History())
 
 
 async def write_edges_without_their_source(world: World) -> None:

@@ -24,15 +24,20 @@ from cluster_core.graph.parts import PutVertex
 from cluster_core.node import writes
 from cluster_core.node.node import ClusterNode
 from cluster_core.node.writes import Writes
+from cluster_core.ports import DATA
 from cluster_core.query.gather import Gather
+from cluster_core.replication.replica import Replica
 from cluster_core.txn import executor
-from cluster_core.txn.items import Item
+from cluster_core.txn.items import DedupeEntry, Item, decode_dedupe
+from cluster_core.txn.sweep import Sweep
 from cluster_core.types import Digest, partition_of
 from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
 from tests.simulation.request_schedules import (
+    SHORT_OF_MEMORY,
     create_again_at_other_leaders,
     create_again_with_another_body,
     create_again_with_its_nonce,
+    forget_old_keys,
     write_edges_without_their_source,
 )
 from tests.simulation.runs import Plan
@@ -92,6 +97,29 @@ def places_creations_by_their_body(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(writes, "place_creation", place)
 
 
+def answers_whatever_is_asked(patch: pytest.MonkeyPatch) -> None:
+    """A key that was used gives its first answer to other requests, too."""
+
+    def first_answer(value: bytes | None, fingerprint: bytes) -> DedupeEntry | None:
+        return None if value is None else decode_dedupe(value)
+
+    patch.setattr(executor, "remembered", first_answer)
+
+
+def forgets_keys_by_itself(patch: pytest.MonkeyPatch) -> None:
+    """What has expired goes from the leader's disk, not through the log."""
+    expired = Sweep._expired_dedupe
+
+    async def here(self: Sweep, replica: Replica) -> list[tuple[bytes, bytes]]:
+        batch = replica._engine.batch()
+        for key, _ in await expired(self, replica):
+            batch.delete(DATA, key)
+        replica._engine.write(batch)
+        return []
+
+    patch.setattr(Sweep, "_expired_dedupe", here)
+
+
 def looks_where_a_name_points(patch: pytest.MonkeyPatch) -> None:
     """A CID that its own partition does not know is looked for in no other one."""
     locate = Gather._locate_chunk
@@ -149,6 +177,20 @@ MUTANTS = [
         area=AREA,
         rule="the partition of a creation follows from its key alone",
         scenario=Everywhere(create_again_with_another_body),
+        within=3,
+    ),
+    Mutant(
+        broken=answers_whatever_is_asked,
+        area=AREA,
+        rule="a key stands for one request",
+        scenario=Everywhere(create_again_with_another_body),
+        within=3,
+    ),
+    Mutant(
+        broken=forgets_keys_by_itself,
+        area=AREA,
+        rule="a dedupe entry goes through the log",
+        scenario=Everywhere(forget_old_keys, SHORT_OF_MEMORY),
         within=3,
     ),
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster_core.hlc import HybridClock
@@ -21,6 +22,7 @@ from cluster_core.query.work import Work
 from cluster_core.replication import closed, history
 from cluster_core.replication.closed import ClosedTimestamps
 from cluster_core.replication.evaluation import Evaluation
+from cluster_core.replication.holds import Reader
 from cluster_core.replication.mesh import RAFT, Mesh
 from cluster_core.replication.replica import Replica
 from cluster_core.types import GroupId, Timestamp
@@ -107,6 +109,20 @@ def reads_snapshots_too_early(patch: pytest.MonkeyPatch) -> None:
         return ReadPoint(round_.timestamp)
 
     patch.setattr(SnapshotRounds, "_point", at_once)
+
+
+def names_what_is_applied(patch: pytest.MonkeyPatch) -> None:
+    """A leader that is asked for a snapshot names what it has applied, not what is in flight."""
+    answer = SnapshotRounds._answer_here
+
+    def short(self: SnapshotRounds, reader: Reader, timestamp: Timestamp, hold_s: float) -> Any:
+        given = answer(self, reader, timestamp, hold_s)
+        if given is None or not given.indexes:
+            return given
+        applied = [replica.applied for replica in self._leaders.led]
+        return msgspec.structs.replace(given, indexes=applied)
+
+    patch.setattr(SnapshotRounds, "_answer_here", short)
 
 
 def reads_what_is_not_applied_yet(patch: pytest.MonkeyPatch) -> None:
@@ -280,6 +296,16 @@ MUTANTS = [
         scenario=Whole(
             Plan(seconds=5, clients=0, tellers=6, only=("slow_disk", "slow_network"), pace=0.3)
         ),
+    ),
+    Mutant(
+        broken=names_what_is_applied,
+        area=AREA,
+        rule="a snapshot sees what was in flight at its leaders",
+        scenario=Whole(
+            Plan(seconds=5, clients=0, tellers=6, only=("slow_disk", "slow_network"), pace=0.3)
+        ),
+        first=9,
+        quick=False,
     ),
     Mutant(
         broken=reads_what_is_not_applied_yet,
