@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NamedTuple
 import orjson
 
 from app.bulk.columns import BadColumn, BadValue, Column, Role, parse_column, value_of
+from app.commands.json_input import BadJson, read_json
 
 __all__ = [
     "ROW_BYTES_MAX",
@@ -196,9 +197,9 @@ class Reading:
                 yield BadRow(line, _NO_UTF8)
             elif text.strip():
                 try:
-                    document = orjson.loads(text)
-                except orjson.JSONDecodeError as error:
-                    yield BadRow(line, f"no JSON: {error}")
+                    document = read_json(text)
+                except BadJson as error:
+                    yield BadRow(line, str(error))
                     continue
                 yield build.row(line, document)
 
@@ -367,31 +368,49 @@ def _assemble(source: Source, line: int, fields: Any) -> Row:
     """The row that columns with their fields make."""
     labels: list[str] = list(source.labels) if source.kind == "nodes" else []
     properties: dict[str, Any] = {}
-    keys: dict[Role, Key] = {}
-    label = ""
+    names: dict[Role, Key] = {}
     for column, field_ in fields:
         role = column.role
         try:
             if column.name is not None and role != "ignore":
                 value = value_of(column, field_, source.list_delimiter)
                 if value is not None:
+                    if column.name in properties:
+                        raise BadValue("two columns are this property")
                     properties[column.name] = value
+            if role in ("property", "ignore") or field_ in (None, "", []):
+                continue
+            if role == "label":
+                labels += _labels(field_, source.list_delimiter)
+            else:
+                if role in names:
+                    raise BadValue(f"another column is {_HEADER_OF[role]} too")
+                names[role] = (column.space, _name(field_))
         except BadValue as error:
-            return BadRow(line, f"{column.name}: {error}")
-        if role == "property" or field_ in (None, "", []):
-            continue
-        if role == "label":
-            labels += field_ if isinstance(field_, list) else field_.split(source.list_delimiter)
-        elif role == "type":
-            label = str(field_)
-        elif role != "ignore":
-            keys[role] = (column.space, str(field_))
+            return BadRow(line, f"{column.name or _HEADER_OF[role]}: {error}")
     if source.kind == "nodes":
-        return NodeRow(line, keys.get("id"), labels, properties)
-    label = label or next(iter(source.labels), "")
-    for role, text in (("start", ":START_ID"), ("end", ":END_ID")):
-        if role not in keys:
-            return BadRow(line, f"{text} is empty")
+        return NodeRow(line, names.get("id"), labels, properties)
+    for role in _ENDS_OF_EDGES:
+        if role not in names:
+            return BadRow(line, f"{_HEADER_OF[role]} is empty")
+    label = names["type"][1] if "type" in names else next(iter(source.labels), "")
     if not label:
         return BadRow(line, ":TYPE is empty")
-    return EdgeRow(line, keys["start"], keys["end"], label, properties)
+    return EdgeRow(line, names["start"], names["end"], label, properties)
+
+
+_ENDS_OF_EDGES: Final[tuple[Role, ...]] = ("start", "end")
+
+
+def _labels(field_: Any, list_delimiter: str) -> list[str]:
+    labels = field_.split(list_delimiter) if isinstance(field_, str) else field_
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise BadValue("neither a string nor a list of strings")
+    return labels
+
+
+def _name(field_: Any) -> str:
+    """What a node or the label of an edge is called; the names of nodes are often numbers."""
+    if isinstance(field_, bool) or not isinstance(field_, str | int | float):
+        raise BadValue("neither a string nor a number")
+    return str(field_)

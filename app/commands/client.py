@@ -14,6 +14,7 @@ import orjson
 from rich.console import Console
 
 from app.commands import CommandFailed
+from app.commands.json_input import BadJson, read_json
 from app.commands.tables import print_events_line, print_members, print_result, print_status
 
 __all__ = [
@@ -139,9 +140,9 @@ def read_argument(text: str) -> str:
 
 def _parse(text: str) -> Any:
     try:
-        return orjson.loads(read_argument(text))
-    except orjson.JSONDecodeError as error:
-        raise CommandFailed(f"this is no JSON: {error}", exit_code=2) from None
+        return read_json(read_argument(text))
+    except BadJson as error:
+        raise CommandFailed(f"this cannot be sent: {error}", exit_code=2) from None
 
 
 def _require_object(value: Any) -> dict[str, Any]:
@@ -165,7 +166,10 @@ def request(
     accept: tuple[int, ...] = (200,),
 ) -> dict[str, Any]:
     """The answer, from the leader where it redirects there. Raises CommandFailed with a problem."""
-    content = None if body is None else orjson.dumps(body)
+    try:
+        content = None if body is None else orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise CommandFailed(f"this cannot be sent: {error}", exit_code=2) from None
     kind = {} if body is None else {"Content-Type": "application/json"}
     try:
         with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True, trust_env=False) as http:

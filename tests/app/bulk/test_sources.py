@@ -139,6 +139,52 @@ def test_flat_objects_have_columns_for_keys(tmp_path: Path) -> None:
     assert found[2].why.startswith("no JSON")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"a": 9223372036854775808}', "9223372036854775808 is an int outside of 64 bits"),
+        ('{"a": [-100000000000000000000]}', "-100000000000000000000 is an int outside of 64 bits"),
+        ('{"id:ID": 100000000000000000001}', "100000000000000000001 is an int outside of 64 bits"),
+        ('{"a": 1, "a": 2}', "the key 'a' stands twice in one object"),
+        ('{"properties": {"a": 1, "a": 2}}', "the key 'a' stands twice in one object"),
+        ('{"a": 1, "a:int": 2}', "a: two columns are this property"),
+        ('{":ID": 1, "id:ID": 2}', "id: another column is :ID too"),
+        ('{"id:ID": "a", ":LABEL": 5}', ":LABEL: neither a string nor a list of strings"),
+        ('{":LABEL": ["P", 5]}', ":LABEL: neither a string nor a list of strings"),
+        ('{":LABEL": {"a": 1}}', ":LABEL: neither a string nor a list of strings"),
+        ('{"id:ID": [1]}', "id: neither a string nor a number"),
+        ('{"id:ID": true}', "id: neither a string nor a number"),
+        ('{"a": NaN}', "no JSON: "),
+        ('{"a": 1e400}', "no JSON: "),
+        ('{"a": "\\ud800"}', "no JSON: "),
+        ('{"a": ' + "[" * 1010 + "]" * 1010 + "}", "lists or objects in one another, too many"),
+    ],
+)
+def test_an_object_that_would_lose_something_or_names_nothing_is_one_bad_row(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    bad, good = rows(tmp_path, text + '\n{":ID": 7}\n', "a.ndjson")
+    assert isinstance(bad, BadRow)
+    assert bad.line == 1
+    assert bad.why.startswith(why)
+    assert good == NodeRow(2, ("", "7"), [], {})
+
+
+def test_numbers_of_64_bits_are_kept(tmp_path: Path) -> None:
+    text = '{"a": 9223372036854775807, "b": -9223372036854775808, "c": 1e20, "d": "1e400"}\n'
+    assert rows(tmp_path, text, "a.ndjson") == [
+        NodeRow(1, None, [], {"a": 2**63 - 1, "b": -(2**63), "c": 1e20, "d": "1e400"})
+    ]
+
+
+def test_the_label_of_an_edge_is_a_text(tmp_path: Path) -> None:
+    text = '{":START_ID": 1, ":END_ID": 2, ":TYPE": ["A"]}\n{":START_ID": 1, ":END_ID": 2}\n'
+    assert rows(tmp_path, text, "a.ndjson", kind="edges", labels=("K",)) == [
+        BadRow(1, ":TYPE: neither a string nor a number"),
+        EdgeRow(2, ("", "1"), ("", "2"), "K", {}),
+    ]
+
+
 def test_what_export_writes_is_read(tmp_path: Path) -> None:
     node = '{"cid":"c1","version":"v","labels":["P"],"properties":{"a":{"/":{"bytes":"AA"}}}}\n'
     assert rows(tmp_path, node, "n.ndjson") == [

@@ -163,6 +163,23 @@ def test_a_list_is_a_batch_and_failures_in_it_are_a_failure(
     assert "1 of 2 operations failed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["op", "query"])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"a": 100000000000000000000}', "100000000000000000000 is an int outside of 64 bits"),
+        ('{"a": 1, "a": 2}', "the key 'a' stands twice in one object"),
+        ("{", "no JSON: "),
+        ('{"a": ' + "[" * 300 + "]" * 300 + "}", "Recursion limit reached"),
+    ],
+)
+def test_what_would_not_be_sent_as_it_is_is_refused(
+    command: str, text: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kotoba(command, text) == 2
+    assert capsys.readouterr().err.startswith(f"kotoba: this cannot be sent: {why}")
+
+
 @respx.mock
 def test_a_problem_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     problem = {
