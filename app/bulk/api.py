@@ -31,7 +31,16 @@ from app.commands.client import problem_line
 __all__ = ["TRANSIENT", "Answer", "Api", "GaveUp", "one_ahead", "together"]
 
 TRANSIENT: Final = frozenset(
-    {"no_leader", "unavailable", "overloaded", "timeout", "conflict", "rate_limited", "not_leader"}
+    {
+        "conflict",
+        "no_leader",
+        "not_leader",
+        "overloaded",
+        "rate_limited",
+        "storage_full",
+        "timeout",
+        "unavailable",
+    }
 )
 """Codes after which the same request may succeed."""
 
@@ -40,7 +49,9 @@ _TIMEOUT_S: Final = 70.0
 _PROBE_S: Final = 2.0
 _BACKOFF_S: Final = 0.1
 _BACKOFF_S_MAX: Final = 5.0
-_RETRIED_STATUS: Final = frozenset({307, 429, 502, 503, 504})
+_RETRIED_STATUS: Final = frozenset({307, 429, 502, 503, 504, 507})
+_TOLD_AFTER_S: Final = 5.0
+"""Without any success, before somebody is told: an election takes less."""
 
 
 T = TypeVar("T")
@@ -67,16 +78,28 @@ def _settled(answer: Answer) -> str | None:
     return None
 
 
+def _nobody(why: str) -> None:
+    pass
+
+
 class Api:
     """See the module; an async context manager. It asks ``url`` for the other nodes, and uses those
     that answer. ``patience_s``: for how long a request is repeated while none at all succeeds,
-    before GaveUp."""
+    before GaveUp; meanwhile ``waiting`` is told why, again and again."""
 
-    def __init__(self, url: str, *, connections: int, patience_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections: int,
+        patience_s: float,
+        waiting: Callable[[str], None] = _nobody,
+    ) -> None:
         self.cluster_id = ""
         self.urls = [url]
         self.retried = 0
         self._patience_s = patience_s
+        self._waiting = waiting
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="kotoba-http")
         self._idle: dict[str, list[http.client.HTTPConnection]] = {}
         self._turn = itertools.count()
@@ -132,9 +155,10 @@ class Api:
         unsettled: Unsettled = _settled,
         patience_s: float | None = None,
     ) -> Answer:
-        """The answer, from whichever node gives one. ``unsettled`` says of an accepted answer why
-        it has to be asked for again. Raises CommandFailed for an answer that will not change."""
-        content = None if body is None else orjson.dumps(body)
+        """The answer, from whichever node gives one. A ``body`` of bytes is JSON already.
+        ``unsettled`` says of an accepted answer why it has to be asked for again. Raises
+        CommandFailed for an answer that will not change."""
+        content = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
         sent = {"Content-Type": "application/json", **(headers or {})} if body is not None else {}
         patience_s = self._patience_s if patience_s is None else patience_s
         began = time.monotonic()
@@ -158,8 +182,11 @@ class Api:
                 else:
                     raise CommandFailed(_problem(answer, url + path))
             now = time.monotonic()
-            if now - max(began, self._last_success) + wait_s > patience_s:
+            without_s = now - max(began, self._last_success)
+            if without_s + wait_s > patience_s:
                 raise GaveUp(f"gave up after {now - began:.0f} s: {why}")
+            if without_s >= _TOLD_AFTER_S:
+                self._waiting(why)
             self.retried += 1
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
         raise AssertionError("endless")

@@ -31,6 +31,7 @@ class Meter:
         self._name = ""
         self._size: float | None = None
         self._began = self._said = time.monotonic()
+        self._warned = -_LINE_EVERY_S
         self._base = 0.0
         self.rows = 0
         self._rows_base = 0
@@ -56,6 +57,18 @@ class Meter:
         elif time.monotonic() - self._said >= _LINE_EVERY_S:
             self._said = time.monotonic()
             print(f"{self._name}: {self.text(position)}", file=sys.stderr, flush=True)
+
+    def waiting(self, why: str) -> None:
+        """The cluster takes nothing; said now and then."""
+        now = time.monotonic()
+        if now - self._warned < _LINE_EVERY_S:
+            return
+        self._warned = now
+        line = f"waiting for the cluster: {why}"
+        if self._progress is not None:
+            self._progress.console.print(line, markup=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def _finish_bar(self) -> None:
         if self._progress is not None and self._task is not None:

@@ -67,7 +67,9 @@ async def _export(
 ) -> Exported:
     nodes, edges, car = streams
     with metered(quiet=quiet) as meter:
-        async with Api(url, connections=connections, patience_s=patience_s) as api:
+        async with Api(
+            url, connections=connections, patience_s=patience_s, waiting=meter.waiting
+        ) as api:
             exporter = Exporter(api, meter, connections=connections, as_of=as_of)
             return await exporter.export(nodes=nodes, edges=edges, car=car)
 

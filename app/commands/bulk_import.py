@@ -17,7 +17,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from app.bulk.api import Api
+from app.bulk.api import Api, GaveUp
 from app.bulk.columns import BadColumn, parse_column
 from app.bulk.ledger import Ledger, LedgerFailed
 from app.bulk.loader import FileReport, Loader
@@ -81,6 +81,8 @@ def import_files(url: str, options: ImportOptions) -> int:
         raise CommandFailed(
             "interrupted; the same command goes on from here", exit_code=_INTERRUPTED
         ) from None
+    except GaveUp as error:
+        raise CommandFailed(f"{error}; the same command goes on from here") from None
     except (LedgerFailed, BadSource) as error:
         raise CommandFailed(str(error), exit_code=2) from None
     outcome.errors, outcome.errors_path = errors, errors_path if errors else None
@@ -93,7 +95,12 @@ async def _load(
 ) -> _Outcome:
     began = time.monotonic()
     with metered(quiet=options.as_json) as meter:
-        async with Api(url, connections=options.connections, patience_s=options.patience_s) as api:
+        async with Api(
+            url,
+            connections=options.connections,
+            patience_s=options.patience_s,
+            waiting=meter.waiting,
+        ) as api:
             loader = Loader(
                 api,
                 ledger,

@@ -113,6 +113,20 @@ def test_a_cluster_that_takes_nothing_is_exit_code_1(
     assert "no_leader: it is no_leader" in capsys.readouterr().err
 
 
+def test_after_a_full_disk_the_same_command_goes_on(
+    node: FakeNode, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people.write_text(":ID\np1\np2\np3\n")
+    node.failing = lambda operation: "storage_full"
+    assert kotoba(node, "import", f"--nodes={people}", "--patience-s=0.2") == 1
+    said = capsys.readouterr().err
+    assert "storage_full: it is storage_full; the same command goes on from here" in said
+    assert not people.with_name("people.csv.kotoba-state.errors.ndjson").exists()
+    node.failing = lambda operation: None
+    assert kotoba(node, "import", f"--nodes={people}") == 0
+    assert len(node.entities) == 3
+
+
 def test_members_are_a_table(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     assert kotoba(node, "members", "--json") == 0
     found = json.loads(capsys.readouterr().out)["nodes"]
