@@ -402,14 +402,18 @@ def _import(
         bool, typer.Option("--again", help="Forget the state: import everything once more.")
     ] = False,
     chunk: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Rows in one request.", metavar="N")
+        int, typer.Option(min=1, max=10_000, help="Rows in one request, at most.", metavar="N")
     ] = 1_000,
     connections: Annotated[
         int, typer.Option(min=1, max=64, help="Requests at a time.", metavar="N")
     ] = 6,
     errors_max: Annotated[
         int,
-        typer.Option(min=0, help="Give up when more rows than this failed; 0: never.", metavar="N"),
+        typer.Option(
+            min=0,
+            help="Give up when more rows than this failed in this run; 0: never.",
+            metavar="N",
+        ),
     ] = 1_000,
     errors_file: Annotated[
         Path | None,

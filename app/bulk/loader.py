@@ -1,10 +1,10 @@
 """Loading files into a cluster: chunk by chunk, several at a time, each at most once.
 
 A *chunk* is a run of consecutive rows of one file, cut where the file says so and not how fast the
-cluster is, so that every attempt cuts the same ones. It is sent as one batch under an
-Idempotency-Key made of the import, the file and its first line; nodes and edges get their nonces
-from that key. So a chunk may be sent any number of times, also long after the cluster has forgotten
-the key, and makes its entities once.
+cluster is, so that every attempt cuts the same ones. It is sent as one batch, or as several where
+its JSON is large, each under an Idempotency-Key made of the import, the file and its first line;
+nodes and edges get their nonces from that key. So a chunk may be sent any number of times, also
+long after the cluster has forgotten the key, and makes its entities once.
 
 Nodes come first, for edges name them. Memory: as many chunks as there are connections.
 """
@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+
+import orjson
 
 from app.bulk.api import TRANSIENT, Answer, Api
 from app.bulk.ledger import Ledger, RowError
@@ -29,7 +31,12 @@ CHUNK_ROWS: Final = 1_000
 CHUNK_ROWS_MAX: Final = 10_000
 """What a node takes in one batch, unless configured otherwise."""
 _CHUNK_BYTES: Final = 4 << 20
-"""Bytes of input after which a chunk ends: its JSON stays below the 16 MiB that a node takes."""
+"""Bytes of input after which a chunk ends."""
+_BATCH_BYTES: Final = 8 << 20
+"""Bytes of JSON in one batch: half of what a node takes in a request, and more than any operation
+may have. The JSON of a row can be many times as long as the row, since it repeats the names of all
+columns. The cut decides which Idempotency-Key an operation has, so it must not depend on the node.
+"""
 _TIMEOUT_MS: Final = 30_000
 
 
@@ -73,13 +80,20 @@ class _Chunk:
 class _Work:
     """What of a chunk is sent, and what is known to fail without asking anybody."""
 
-    operations: list[dict[str, Any]]
+    operations: list[bytes]
+    """The JSON of each."""
     rows: list[NodeRow | EdgeRow]
     errors: list[RowError]
 
 
+class _Batch(NamedTuple):
+    first_line: int
+    operations: list[bytes]
+
+
 class Loader:
-    """See the module. ``errors_max``: after so many rows that failed, it is given up."""
+    """See the module. ``errors_max``: after so many rows that failed in this run, it is given up;
+    those of earlier runs do not count, so that going on after too many is possible."""
 
     def __init__(
         self,
@@ -97,7 +111,7 @@ class Loader:
         self._connections = connections
         self._chunk_rows = chunk_rows
         self._errors_max = errors_max
-        self._errors = ledger.error_count()
+        self._errors = 0
 
     async def load(self, sources: Sequence[Source]) -> list[FileReport]:
         """Load nodes, then edges, in the order of ``sources``."""
@@ -151,7 +165,7 @@ class Loader:
         free: asyncio.Semaphore,
     ) -> None:
         try:
-            results = await self._results(work, f"{key}:{chunk.first_line}")
+            results = await self._results(work, key, chunk.first_line)
             nodes: list[tuple[Key, bytes]] = []
             errors = work.errors
             for row, result in zip(work.rows, results, strict=True):
@@ -162,31 +176,31 @@ class Loader:
                     nodes.append((row.key, parse_cid(result["cid"])))
             written = len(chunk.rows) - len(errors)
             self._ledger.finish_chunk(file, chunk.number, len(chunk.rows), written, nodes, errors)
-            self._count_errors(len(errors), errors)
+            self._count_errors(errors)
             self._report(source, chunk, skipped=False)
         finally:
             free.release()
 
-    async def _results(self, work: _Work, key: str) -> list[dict[str, Any]]:
-        if not work.operations:
-            return []
-        answer = await self._api.request(
-            "POST",
-            f"/v1/operations/batch?timeout_ms={_TIMEOUT_MS}",
-            body={"operations": work.operations},
-            headers={"Idempotency-Key": key},
-            unsettled=_unsettled,
-        )
-        results: list[dict[str, Any]] = answer.json()["results"]
+    async def _results(self, work: _Work, key: str, first_line: int) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = []
+        for batch in _batches(work, first_line):
+            answer = await self._api.request(
+                "POST",
+                f"/v1/operations/batch?timeout_ms={_TIMEOUT_MS}",
+                body=b'{"operations":[' + b",".join(batch.operations) + b"]}",
+                headers={"Idempotency-Key": f"{key}:{batch.first_line}"},
+                unsettled=_unsettled,
+            )
+            results += answer.json()["results"]
         return results
 
-    def _count_errors(self, count: int, errors: Sequence[RowError]) -> None:
-        self._errors += count
-        if self._errors_max is not None and self._errors > self._errors_max:
+    def _count_errors(self, errors: Sequence[RowError]) -> None:
+        self._errors += len(errors)
+        if errors and self._errors_max is not None and self._errors > self._errors_max:
             last = errors[-1]
             raise CommandFailed(
-                f"more than {self._errors_max} rows failed (line {last.line}: {last.detail}); "
-                "--errors-max allows more"
+                f"more than {self._errors_max} rows failed (line {last.line}: {last.detail}); the "
+                "same command goes on from here, --errors-max allows more"
             )
 
     # From rows to operations
@@ -197,11 +211,12 @@ class Loader:
         work = _Work([], [], [])
         for row in chunk.rows:
             made = self._operation(file, row)
-            if isinstance(made, RowError):
-                work.errors.append(made)
+            written = made if isinstance(made, RowError) else _json(row.line, made)
+            if isinstance(written, RowError):
+                work.errors.append(written)
             else:
                 assert not isinstance(row, BadRow)
-                work.operations.append(made)
+                work.operations.append(written)
                 work.rows.append(row)
         return work
 
@@ -238,6 +253,29 @@ class Loader:
         except InvalidRequest:
             return None
         return key[1]
+
+
+def _json(line: int, operation: dict[str, Any]) -> bytes | RowError:
+    try:
+        written = orjson.dumps(operation)
+    except orjson.JSONEncodeError as error:
+        return RowError(line, "unreadable", f"cannot be sent: {error}")
+    if len(written) > _BATCH_BYTES:
+        return RowError(line, "too_large", f"is longer than {_BATCH_BYTES} bytes, as JSON")
+    return written
+
+
+def _batches(work: _Work, first_line: int) -> Iterator[_Batch]:
+    """The operations of a chunk that begins at ``first_line``, in runs of bounded length."""
+    batch, size = _Batch(first_line, []), 0
+    for row, operation in zip(work.rows, work.operations, strict=True):
+        if batch.operations and size + len(operation) > _BATCH_BYTES:
+            yield batch
+            batch, size = _Batch(row.line, []), 0
+        batch.operations.append(operation)
+        size += len(operation)
+    if batch.operations:
+        yield batch
 
 
 def _called(key: Key) -> str:

@@ -34,6 +34,7 @@ class FakeNode:
         self.executed_before_trouble = False
         """Whether what ends in trouble was done all the same."""
         self.failing: Callable[[dict[str, Any]], str | None] = lambda operation: None
+        self.body_bytes_max: int | None = None
         self.entities: dict[str, dict[str, Any]] = {}
         self.keys: list[str] = []
         self.queries: list[dict[str, Any]] = []
@@ -67,6 +68,8 @@ class FakeNode:
         with self._lock:
             if path == "/v1/status":
                 return 200, json.dumps(self._status()).encode(), {}
+            if self.body_bytes_max is not None and len(body) > self.body_bytes_max:
+                return _problem(413, "too_large")
             trouble = self.trouble.pop(0) if self.trouble else None
             if trouble is not None and not self.executed_before_trouble:
                 return _problem(*trouble)

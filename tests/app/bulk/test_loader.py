@@ -5,10 +5,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.bulk import api as api_module
+from app.bulk import loader as loader_module
 from app.bulk.api import Api, GaveUp
 from app.bulk.ledger import Ledger, LedgerFailed
 from app.bulk.loader import FileReport, Loader
@@ -100,7 +102,10 @@ async def test_what_is_done_is_not_done_again(
     assert len(node.keys) == sent
 
 
-@pytest.mark.parametrize("trouble", [(503, "overloaded"), (504, "timeout"), (429, "rate_limited")])
+@pytest.mark.parametrize(
+    "trouble",
+    [(503, "overloaded"), (504, "timeout"), (429, "rate_limited"), (507, "storage_full")],
+)
 async def test_trouble_that_passes_writes_nothing_twice(
     node: FakeNode, ledger: Ledger, people: Source, trouble: tuple[int, str]
 ) -> None:
@@ -172,6 +177,107 @@ async def test_too_many_bad_rows_end_it(node: FakeNode, ledger: Ledger, tmp_path
     nodes = source(tmp_path, "a.csv", "a:int\n" + "x\n" * 9)
     with pytest.raises(CommandFailed, match="more than 2 rows failed"):
         await load(node, ledger, nodes, errors_max=2)
+
+
+async def test_after_too_many_bad_rows_the_same_command_goes_on(
+    node: FakeNode, ledger: Ledger, tmp_path: Path
+) -> None:
+    nodes = source(tmp_path, "a.csv", "name,a:int\n" + "bad,x\n" * 6 + "good,1\n" * 6)
+    with pytest.raises(CommandFailed, match="the same command goes on from here"):
+        await load(node, ledger, nodes, errors_max=5)
+    assert ledger.error_count() == 6, "two chunks"
+    (report,) = await load(node, ledger, nodes, errors_max=5)
+    assert (report.written, report.failed) == (6, 6)
+
+
+async def test_a_full_disk_is_waited_for_and_fails_no_row(
+    node: FakeNode, ledger: Ledger, people: Source
+) -> None:
+    full = {f"Person {n}" for n in range(10) if n % 2}
+
+    def failing(operation: dict[str, Any]) -> str | None:
+        return "storage_full" if operation["properties"]["name"] in full else None
+
+    node.failing = failing
+    with pytest.raises(GaveUp, match="storage_full: it is storage_full"):
+        await load(node, ledger, people, patience_s=0.05)
+    assert ledger.error_count() == 0
+    full.clear()
+    (report,) = await load(node, ledger, people)
+    assert (report.written, report.failed) == (10, 0)
+    assert names_of(node) == Counter({f"Person {n}": 1 for n in range(10)})
+
+
+async def test_who_waits_for_the_cluster_is_told_why(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_module, "_TOLD_AFTER_S", 0.0)
+    told: list[str] = []
+    async with Api(node.url, connections=1, patience_s=5.0, waiting=told.append) as api:
+        node.trouble = [(507, "storage_full")] * 2
+        node.answers = [{}]
+        await api.request("POST", "/v1/query", body={"query": {"kind": "get"}})
+    assert told == ["storage_full: it is storage_full"] * 2
+
+
+# A batch of bounded length
+
+
+@pytest.fixture
+def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: FakeNode) -> Source:
+    """Rows whose JSON is many times as long as they are, so that two of them fill a batch."""
+    node.body_bytes_max = 4096
+    monkeypatch.setattr(loader_module, "_BATCH_BYTES", 3000)
+    columns = [f"{'x' * 20}{n}:int" for n in range(40)]
+    text = ",".join(["name", *columns]) + "\n"
+    text += "".join(",".join([f"Person {n}", *["1"] * 40]) + "\n" for n in range(10))
+    return source(tmp_path, "wide.csv", text)
+
+
+async def test_what_is_long_as_json_goes_in_several_batches(
+    node: FakeNode, ledger: Ledger, wide: Source
+) -> None:
+    (report,) = await load(node, ledger, wide)
+    assert (report.written, report.failed) == (10, 0)
+    assert names_of(node) == Counter({f"Person {n}": 1 for n in range(10)})
+    lines = sorted(int(key.rpartition(":")[2]) for key in node.keys)
+    assert lines == [2, 4, 5, 7, 8, 10, 11], "chunks of three rows, batches of two"
+
+
+async def test_batches_are_cut_alike_in_every_attempt(
+    node: FakeNode, tmp_path: Path, wide: Source
+) -> None:
+    for working in range(1, 7):
+        ledger = Ledger(tmp_path / "state")
+        node.executed_before_trouble = True
+        node.trouble = [*[None] * working, *[(500, "internal")] * 50]
+        with contextlib.suppress(CommandFailed):
+            await load(node, ledger, wide)
+        ledger.close()
+    node.trouble = []
+    ledger = Ledger(tmp_path / "state")
+    await load(node, ledger, wide)
+    ledger.close()
+    assert names_of(node) == Counter({f"Person {n}": 1 for n in range(10)})
+
+
+async def test_a_row_that_no_batch_can_hold_fails_alone(
+    node: FakeNode, ledger: Ledger, tmp_path: Path, wide: Source
+) -> None:
+    nodes = source(tmp_path, "a.csv", f"name\nshort\n{'x' * 3000}\nlast\n")
+    (report,) = await load(node, ledger, nodes)
+    assert (report.written, report.failed) == (2, 1)
+    assert [(error.line, error.code) for _, error in ledger.errors()] == [(3, "too_large")]
+
+
+async def test_json_that_is_too_deep_fails_alone(
+    node: FakeNode, ledger: Ledger, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_text('{"a": ' + "[" * 300 + "]" * 300 + '}\n{"a": 1}\n')
+    (report,) = await load(node, ledger, Source(path=path, kind="nodes", format="ndjson"))
+    assert (report.written, report.failed) == (1, 1)
+    assert [(error.line, error.code) for _, error in ledger.errors()] == [(1, "unreadable")]
 
 
 async def test_patience_ends(node: FakeNode, ledger: Ledger, people: Source) -> None:
