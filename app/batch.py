@@ -125,10 +125,17 @@ def refuse_repeated_keys(body: bytes) -> None:
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise invalid("body", f"the key {twice!r} stands twice in one object")
+        raise invalid("body", f"the key {_first_repeated(pairs)!r} stands twice in one object")
     return document
+
+
+def _first_repeated(pairs: list[tuple[str, Any]]) -> str:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            break
+        seen.add(name)
+    return name
 
 
 # References

@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 import httpx
+import pytest
 
-from cluster_core.errors import NotFound
+from app.batch import refuse_repeated_keys
+from cluster_core.errors import InvalidRequest, NotFound
 from cluster_core.graph.cid import cid_text
 from cluster_core.graph.operations import BatchOperation, CreateEdge, CreateNode
 from tests.app.fake_database import TIMESTAMP_TEXT, FakeDatabase, digest_of
@@ -155,3 +157,10 @@ async def test_a_repeated_key_spoils_the_whole_document(client: httpx.AsyncClien
     answer = await client.post(BATCH, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422
     assert "'a' stands twice" in answer.json()["detail"]
+
+
+def test_a_repeated_key_is_found_among_very_many() -> None:
+    """Of so many, comparing each with each other would not end."""
+    keys = ", ".join(f'"{n}": 1' for n in range(200_000))
+    with pytest.raises(InvalidRequest, match="'199999' stands twice"):
+        refuse_repeated_keys(f'{{{keys}, "199999": 1}}'.encode())
