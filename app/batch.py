@@ -28,6 +28,10 @@ OPERATIONS_PER_TURN: Final = 500
 """After so many (5 ms of work) the event loop gets a turn, so that heartbeats leave in time."""
 
 
+ITEMS_PER_OPERATION: Final = 100
+"""So many items of a list are as much work as an operation without one."""
+
+
 class Malformed(NamedTuple):
     """An operation that cannot be tried; its ``ref``, where it has one, fails who names it."""
 
@@ -141,20 +145,30 @@ def _first_repeated(pairs: list[tuple[str, Any]]) -> str:
 # References
 
 
+def _items_of(line: Line) -> int:
+    """How many items the lists in the properties of an operation have."""
+    properties: dict[str, Any] = getattr(line, "properties", None) or {}
+    return sum(len(value) for value in properties.values() if type(value) is list)
+
+
 class Batch:
     """The operations of a batch that can be tried, and the place of each result."""
 
-    def __init__(self) -> None:
+    def __init__(self, entity_bytes_max: int) -> None:
+        self._entity_bytes_max = entity_bytes_max
         self.operations: list[CoreBatchOperation] = []
         self._results: list[KotobaError | None] = []
         self._known: set[str] = set()
         self._failed: set[str] = set()
 
     async def add_all(self, lines: Sequence[Line]) -> None:
-        for start in range(0, len(lines), OPERATIONS_PER_TURN):
-            for line in lines[start : start + OPERATIONS_PER_TURN]:
-                self._add(line)
-            await asyncio.sleep(0)
+        work = 0
+        for line in lines:
+            self._add(line)
+            work += 1 + _items_of(line) // ITEMS_PER_OPERATION
+            if work >= OPERATIONS_PER_TURN:
+                work = 0
+                await asyncio.sleep(0)
 
     def results(
         self, tried: Sequence[OperationResult | KotobaError]
@@ -196,7 +210,7 @@ class Batch:
             refs[where] = self._reference(text[1:], where)
             return b""
 
-        return CoreBatchOperation(line.to_core(parse), ref, refs)
+        return CoreBatchOperation(line.to_core(self._entity_bytes_max, parse), ref, refs)
 
     def _reference(self, name: str, where: str) -> str:
         if name in self._failed:

@@ -182,7 +182,8 @@ class HotPath:
         headers = headers_of(scope)
         media_type_of(headers, _JSON_ONLY)
         parameters = _write_parameters(scope["query_string"])
-        operation = _read_operation(await self._read(receive, headers, self._operation_bytes_max))
+        body = await self._read(receive, headers, self._operation_bytes_max)
+        operation = _read_operation(body, self._limits.entity_bytes_max)
         if b"if-match" in headers:
             operation = _with_version(operation, headers)
         forward = parameters.forward
@@ -214,7 +215,7 @@ class HotPath:
             lines = await read_ndjson_batch(body, operations_max)
         else:
             lines = read_json_batch(body, operations_max)
-        batch = Batch()
+        batch = Batch(self._limits.entity_bytes_max)
         await batch.add_all(lines)
         if not batch.operations:
             return batch_answer(batch.results([]))
@@ -243,7 +244,7 @@ class HotPath:
         timeout_ms = timeout_of(parameters.timeout_ms, self._limits)
         body = await self._read(receive, headers)
         result = await self._database.execute_transaction(
-            read_transaction(body, self._limits.transaction_operations_max),
+            read_transaction(body, self._limits),
             idempotency_key=idempotency_key,
             principal=PRINCIPAL,
             timeout_ms=timeout_ms,
@@ -337,7 +338,7 @@ def _remembered_parameters(query_string: bytes) -> WriteParameters:
     return parameters_of(query_string, WriteParameters)
 
 
-def _read_operation(body: bytes) -> Operation:
+def _read_operation(body: bytes, entity_bytes_max: int) -> Operation:
     try:
         model = OPERATION.validate_json(body)
     except ValidationError as error:
@@ -345,7 +346,7 @@ def _read_operation(body: bytes) -> Operation:
     model.refuse_unknown()
     if keys_of(model) != body.count(b":"):
         refuse_repeated_keys(body)
-    return model.to_core()
+    return model.to_core(entity_bytes_max)
 
 
 def _read_request(adapter: TypeAdapter[M], body: bytes) -> M:

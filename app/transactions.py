@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from app.batch import Malformed, read_json_batch
 from app.schemas.operations import BatchOperation
+from cluster_core.config import LimitConfig
 from cluster_core.errors import InvalidRequest, KotobaError
 from cluster_core.graph.cid import parse_cid
 from cluster_core.graph.operations import BatchOperation as CoreBatchOperation
@@ -14,22 +15,22 @@ from cluster_core.types import Digest
 __all__ = ["read_transaction"]
 
 
-def read_transaction(body: bytes, operations_max: int) -> Sequence[CoreBatchOperation]:
+def read_transaction(body: bytes, limits: LimitConfig) -> Sequence[CoreBatchOperation]:
     """The operations of ``{"operations": […]}``. Raises what is wrong with the first bad one, with
     its ``index``."""
-    lines = read_json_batch(body, operations_max, what="transaction")
+    lines = read_json_batch(body, limits.transaction_operations_max, what="transaction")
     operations = []
     for index, line in enumerate(lines):
         try:
             if isinstance(line, Malformed):
                 raise line.error
-            operations.append(_to_core(line))
+            operations.append(_to_core(line, limits.entity_bytes_max))
         except KotobaError as error:
             raise _placed(error, index) from None
     return operations
 
 
-def _to_core(line: BatchOperation) -> CoreBatchOperation:
+def _to_core(line: BatchOperation, entity_bytes_max: int) -> CoreBatchOperation:
     """``$a`` where a CID is meant stays a name; whether it is known is for the database to say."""
     line.refuse_unknown()
     refs: dict[str, str] = {}
@@ -40,7 +41,7 @@ def _to_core(line: BatchOperation) -> CoreBatchOperation:
         refs[where] = text[1:]
         return b""
 
-    return CoreBatchOperation(line.to_core(parse), line.ref, refs)
+    return CoreBatchOperation(line.to_core(entity_bytes_max, parse), line.ref, refs)
 
 
 def _placed(error: KotobaError, index: int) -> KotobaError:

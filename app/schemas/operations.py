@@ -79,9 +79,10 @@ class CreateNode(RequestModel):
     labels: Labels = ()
     properties: Properties
 
-    def to_core(self, _parse: ParseCid = parse_cid) -> core.Operation:
+    def to_core(self, entity_bytes_max: int, _parse: ParseCid = parse_cid) -> core.Operation:
         return core.CreateNode(
-            labels=self.labels, properties=properties_of(self.properties, "properties")
+            labels=self.labels,
+            properties=properties_of(self.properties, "properties", entity_bytes_max),
         )
 
 
@@ -94,10 +95,10 @@ class UpdateNode(RequestModel):
     labels: Labels | None = None
     if_version: IfVersion = None
 
-    def to_core(self, parse: ParseCid = parse_cid) -> core.Operation:
+    def to_core(self, entity_bytes_max: int, parse: ParseCid = parse_cid) -> core.Operation:
         return core.UpdateNode(
             digest=parse(self.cid, "cid"),
-            properties=properties_of(self.properties, "properties"),
+            properties=properties_of(self.properties, "properties", entity_bytes_max),
             labels=self.labels,
             if_version=_version(self.if_version),
         )
@@ -111,7 +112,7 @@ class DeleteNode(RequestModel):
     detach: bool = False
     if_version: IfVersion = None
 
-    def to_core(self, parse: ParseCid = parse_cid) -> core.Operation:
+    def to_core(self, _entity_bytes_max: int, parse: ParseCid = parse_cid) -> core.Operation:
         return core.DeleteNode(
             digest=parse(self.cid, "cid"),
             detach=self.detach,
@@ -128,12 +129,12 @@ class CreateEdge(RequestModel):
     target_cid: CidText
     properties: Properties
 
-    def to_core(self, parse: ParseCid = parse_cid) -> core.Operation:
+    def to_core(self, entity_bytes_max: int, parse: ParseCid = parse_cid) -> core.Operation:
         return core.CreateEdge(
             label=self.label,
             source=parse(self.source_cid, "source_cid"),
             target=parse(self.target_cid, "target_cid"),
-            properties=properties_of(self.properties, "properties"),
+            properties=properties_of(self.properties, "properties", entity_bytes_max),
         )
 
 
@@ -146,11 +147,11 @@ class UpdateEdge(RequestModel):
     properties: ChangedProperties
     if_version: IfVersion = None
 
-    def to_core(self, parse: ParseCid = parse_cid) -> core.Operation:
+    def to_core(self, entity_bytes_max: int, parse: ParseCid = parse_cid) -> core.Operation:
         return core.UpdateEdge(
             digest=parse(self.cid, "cid"),
             source=_hint(self.source_cid, parse),
-            properties=properties_of(self.properties, "properties"),
+            properties=properties_of(self.properties, "properties", entity_bytes_max),
             if_version=_version(self.if_version),
         )
 
@@ -163,7 +164,7 @@ class DeleteEdge(RequestModel):
     source_cid: SourceHint = None
     if_version: IfVersion = None
 
-    def to_core(self, parse: ParseCid = parse_cid) -> core.Operation:
+    def to_core(self, _entity_bytes_max: int, parse: ParseCid = parse_cid) -> core.Operation:
         return core.DeleteEdge(
             digest=parse(self.cid, "cid"),
             source=_hint(self.source_cid, parse),

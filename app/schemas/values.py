@@ -14,6 +14,7 @@ from typing_extensions import TypeAliasType
 
 from app.problems import ERRORS_LISTED_MAX, invalid_request
 from cluster_core.errors import InvalidRequest
+from cluster_core.graph.operations import check_items
 from cluster_core.graph.values import (
     INT_MAX,
     INT_MIN,
@@ -154,8 +155,9 @@ JsonValue = TypeAliasType(
 """To pydantic any JSON at all; :func:`properties_of` checks what it is."""
 
 
-def properties_of(document: dict[str, Any], where: str) -> dict[str, Value]:
-    """The properties that a JSON object spells. Raises InvalidRequest.
+def properties_of(document: dict[str, Any], where: str, entity_bytes_max: int) -> dict[str, Value]:
+    """The properties that a JSON object spells. Raises InvalidRequest, and TooLarge where they
+    cannot be those of an entity of ``entity_bytes_max``.
 
     Hot: an object of common scalars is its own answer after one look at each class (0.3 µs for
     three properties, against 2 µs).
@@ -166,6 +168,7 @@ def properties_of(document: dict[str, Any], where: str) -> dict[str, Value]:
             continue
         if kind is int and INT_MIN <= value <= INT_MAX:
             continue
+        check_items(document, entity_bytes_max)
         return _converted(document, where)
     return document
 

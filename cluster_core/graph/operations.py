@@ -52,6 +52,7 @@ __all__ = [
     "UpdateNode",
     "batch_nonce",
     "check_batch",
+    "check_items",
     "check_operation",
     "check_refs",
     "create",
@@ -207,6 +208,15 @@ def check_size(block: bytes, limits: LimitConfig) -> None:
         bound = limits.entity_bytes_max
         detail = f"an entity may take {bound} bytes, this takes {len(block)}"
         raise TooLarge.beyond("entity_bytes_max", bound, detail)
+
+
+def check_items(properties: Mapping[str, object], bytes_max: int) -> None:
+    """Raise :class:`~cluster_core.errors.TooLarge` for lists that have more items than an entity
+    may have bytes: an item takes at least one, so nobody needs to look at them."""
+    items = sum(len(value) for value in properties.values() if type(value) is list)
+    if items > bytes_max:
+        detail = f"an entity may take {bytes_max} bytes, this has {items} items in its lists"
+        raise TooLarge.beyond("entity_bytes_max", bytes_max, detail)
 
 
 def check_batch(operations: Sequence[BatchOperation], limits: LimitConfig) -> None:

@@ -9,7 +9,12 @@ from app.main import Gateway, create_app
 from cluster_core.config import LimitConfig
 from tests.app.fake_database import FakeDatabase
 
-SMALL = LimitConfig(body_bytes_max=4_096, batch_operations_max=5, transaction_operations_max=5)
+SMALL = LimitConfig(
+    body_bytes_max=4_096,
+    entity_bytes_max=1_000,
+    batch_operations_max=5,
+    transaction_operations_max=5,
+)
 
 
 @pytest.fixture

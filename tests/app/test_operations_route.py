@@ -284,3 +284,40 @@ async def test_a_bug_of_another_node_keeps_the_id_of_its_log(
 ) -> None:
     database.failure = InternalError("elsewhere", id="beef")
     assert (await client.post(OPERATIONS, json=CREATE)).json()["id"] == "beef"
+
+
+LONG: list[Any] = [{}] + [1] * 1_000
+"""More items than the bytes of an entity in these tests; the first of them is no value."""
+
+
+async def test_lists_longer_than_an_entity_are_refused_without_a_look_at_them(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    bodies = [
+        {"op": "create_node", "properties": {"a": LONG}},
+        {"op": "update_edge", "cid": A, "properties": {"a": LONG[:500], "b": LONG[500:]}},
+    ]
+    for body in bodies:
+        problem = (await client.post(OPERATIONS, json=body)).json()
+        assert (problem["code"], problem["name"]) == ("too_large", "entity_bytes_max")
+        assert problem["limit"] == 1_000
+    assert not database.calls
+
+
+async def test_in_a_batch_a_list_that_is_too_long_fails_its_operation_alone(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    operations = [{"op": "create_node", "properties": {"a": LONG}}, CREATE]
+    answer = await client.post(f"{OPERATIONS}/batch", json={"operations": operations})
+    failed, done = answer.json()["results"]
+    assert failed["error"]["name"] == "entity_bytes_max"
+    assert "cid" in done
+
+
+async def test_a_transaction_names_the_operation_whose_list_is_too_long(
+    client: httpx.AsyncClient, database: FakeDatabase
+) -> None:
+    operations = [CREATE, {"op": "create_node", "properties": {"a": LONG}}]
+    problem = (await client.post("/v1/transactions", json={"operations": operations})).json()
+    assert (problem["name"], problem["index"]) == ("entity_bytes_max", 1)
+    assert not database.calls
