@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 from typing_extensions import TypeAliasType
 
+from app.problems import invalid
 from app.schemas.entities import Edge, Node
 from app.schemas.operations import TimeoutMs
 from app.schemas.values import (
@@ -117,7 +118,34 @@ def _condition(condition: Where, where: str) -> plan.Where:
 
 
 def _optional(condition: Where | None, where: str) -> plan.Where | None:
-    return None if condition is None else _condition(condition, f"query.{where}")
+    if condition is None:
+        return None
+    _refuse_oversized(condition, f"query.{where}")
+    return _condition(condition, f"query.{where}")
+
+
+def _refuse_oversized(root: Where, where: str) -> None:
+    """Raise InvalidRequest for more conditions or literals than a query may have, before any of
+    them is converted."""
+    size = plan.WhereSize()
+    waiting = [(root, 1)]
+    while waiting:
+        condition, depth = waiting.pop()
+        too_large = size.add(depth, condition.value if isinstance(condition, Comparison) else [])
+        if too_large is not None:
+            raise invalid(where, too_large)
+        waiting += [(inner, depth + 1) for inner in _inner(condition)]
+
+
+def _inner(condition: Where) -> tuple[Where, ...]:
+    match condition:
+        case And():
+            return condition.and_
+        case Or():
+            return condition.or_
+        case Not():
+            return (condition.not_,)
+    return ()
 
 
 # Queries

@@ -47,6 +47,7 @@ __all__ = [
     "ShortestPath",
     "Traverse",
     "Where",
+    "WhereSize",
     "check_query",
 ]
 
@@ -57,6 +58,8 @@ LIMIT_DEFAULT: Final = 100
 CONDITIONS_MAX: Final = 1_000
 """Comparisons and combinations in one ``where``: each is evaluated for every record scanned."""
 CONDITION_DEPTH_MAX: Final = 50
+LITERALS_MAX: Final = 10_000
+"""In one ``where``, those in lists included: they are sorted and compiled at every node."""
 ORDER_BY_MAX: Final = 8
 GROUP_BY_LABEL: Final = "@label"
 """``Count.group_by`` with this value counts by label; any other value names a property."""
@@ -320,16 +323,35 @@ def _check_order(order_by: tuple[OrderBy, ...]) -> Iterator[Problem]:
         yield "order_by", f"at most {ORDER_BY_MAX} properties"
 
 
+class WhereSize:
+    """What was met of a ``where`` so far. Whoever converts one counts it first."""
+
+    def __init__(self) -> None:
+        self._conditions = 0
+        self._literals = 0
+
+    def add(self, depth: int, value: object) -> str | None:
+        """Count a condition with its literals (a list, or one) and say why it is too much."""
+        self._conditions += 1
+        self._literals += len(value) if isinstance(value, list) else 1
+        if depth > CONDITION_DEPTH_MAX or self._conditions > CONDITIONS_MAX:
+            bounds = f"{CONDITIONS_MAX} conditions, {CONDITION_DEPTH_MAX} deep"
+            return f"too large: at most {bounds}"
+        if self._literals > LITERALS_MAX:
+            return f"too large: at most {LITERALS_MAX} literals"
+        return None
+
+
 def _check_where(where: str, root: Where | None) -> Iterator[Problem]:
     """Walks with a list of its own: a deep condition must not meet Python's recursion limit."""
     open_conditions = [] if root is None else [(where, root, 1)]
-    count = 0
+    size = WhereSize()
     while open_conditions:
         path, condition, depth = open_conditions.pop()
-        count += 1
-        if depth > CONDITION_DEPTH_MAX or count > CONDITIONS_MAX:
-            bounds = f"{CONDITIONS_MAX} conditions, {CONDITION_DEPTH_MAX} deep"
-            yield where, f"too large: at most {bounds}"
+        value = condition.value if isinstance(condition, Comparison) else []
+        too_large = size.add(depth, value)
+        if too_large is not None:
+            yield where, too_large
             return
         match condition:
             case Comparison():

@@ -20,6 +20,9 @@ __all__ = ["Predicate", "compile_where", "encode_where", "predicate"]
 
 Predicate = Callable[[Mapping[str, Value]], bool]
 
+SMALL_BYTES_MAX: Final = 2 << 10
+"""Compiled, a literal takes some 30 times its bytes: all small ones kept are 16 MiB at most."""
+
 _ORDERS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "lt": operator.lt,
     "le": operator.le,
@@ -173,7 +176,18 @@ def encode_where(where: Where | None) -> bytes:
     return b"" if where is None else encode_message(where)
 
 
-@lru_cache(maxsize=256)
 def predicate(encoded: bytes) -> Predicate | None:
     """The compiled form of :func:`encode_where`'s bytes."""
-    return compile_where(_decode_where(encoded)) if encoded else None
+    if not encoded:
+        return None
+    return _small(encoded) if len(encoded) <= SMALL_BYTES_MAX else _large(encoded)
+
+
+def _compile(encoded: bytes) -> Predicate:
+    return compile_where(_decode_where(encoded))
+
+
+_small: Final = lru_cache(maxsize=256)(_compile)
+_large: Final = lru_cache(maxsize=4)(_compile)
+"""A traversal that sends 10,000 literals again and again does not compile them (10 ms) each time;
+of such conditions, which take up to some megabytes, only the last few are kept."""

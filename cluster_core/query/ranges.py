@@ -145,10 +145,16 @@ def _union(ranges: list[Range]) -> tuple[Range, ...]:
 
 
 def _intersection(first: tuple[Range, ...], second: tuple[Range, ...]) -> tuple[Range, ...]:
+    """Both are walked once, side by side: each may have thousands."""
     found: list[Range] = []
-    for begin, end in first:
-        for other_begin, other_end in second:
-            low, high = max(begin, other_begin), min(end, other_end)
-            if low < high:
-                found.append((low, high))
-    return tuple(sorted(found))
+    left, right = 0, 0
+    while left < len(first) and right < len(second):
+        (begin, end), (other_begin, other_end) = first[left], second[right]
+        low, high = max(begin, other_begin), min(end, other_end)
+        if low < high:
+            found.append((low, high))
+        if end <= other_end:
+            left += 1
+        else:
+            right += 1
+    return tuple(found)

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.main import create_app
 from cluster_core.graph.cid import cid_text
 from tests.app.fake_database import FakeDatabase, digest_of
 
@@ -187,6 +188,24 @@ async def test_a_condition_deeper_than_the_parser_goes_is_refused(
     where = b'{"not": ' * 300 + b'{"property": "a", "op": "eq"}' + b"}" * 300
     body = b'{"query": {"kind": "find_nodes", "where": ' + where + b"}}"
     check_problem(await client.post(QUERY, content=body, headers=JSON), 422, "invalid_request")
+
+
+async def test_a_condition_is_measured_before_it_is_converted() -> None:
+    """A mistake in it, which the conversion would find, is not what is told."""
+    mistake = {"property": "a", "op": "eq", "value": {}}
+    literals: list[Any] = [{}] + [1] * 10_000
+    transport = httpx.ASGITransport(create_app(FakeDatabase()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://n") as client:
+        for where, why in [
+            ({"and": [mistake] * 1_001}, "too large: at most 1000 conditions, 50 deep"),
+            (
+                {"not": {"or": [{"property": "a", "op": "in", "value": literals}]}},
+                "too large: at most 10000 literals",
+            ),
+        ]:
+            body = {"query": {"kind": "traverse", "start": [ALICE], "where_edge": where}}
+            problem = check_problem(await client.post(QUERY, json=body), 422, "invalid_request")
+            assert problem["errors"] == [{"where": "query.where_edge", "why": why}]
 
 
 async def test_a_query_that_repeats_a_key_is_refused(client: httpx.AsyncClient) -> None:

@@ -79,5 +79,12 @@ def test_a_condition_may_be_neither_too_deep_nor_too_wide() -> None:
             check_query(FindNodes(where=where), LIMITS)
 
 
+def test_a_condition_may_have_so_many_literals_in_all() -> None:
+    some = Comparison("a", "in", [1] * 5_000)
+    check_query(FindNodes(where=AllOf((some, some))), LIMITS)
+    with pytest.raises(InvalidRequest, match="where: too large: at most 10000 literals"):
+        check_query(FindNodes(where=AllOf((some, some, Comparison("a", "eq", 1)))), LIMITS)
+
+
 def test_a_plain_query_passes() -> None:
     check_query(Traverse(start=(A,), max_depth=3, where_node=Comparison("a", "eq", 1)), LIMITS)

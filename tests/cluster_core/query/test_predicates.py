@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cluster_core.graph.cid import cid_bytes
 from cluster_core.graph.values import Link, Value
 from cluster_core.query.plan import AllOf, AnyOf, Comparison, Negation, Operator, Where
-from cluster_core.query.predicates import compile_where, encode_where, predicate
+from cluster_core.query.predicates import SMALL_BYTES_MAX, compile_where, encode_where, predicate
 
 LINK = Link(cid_bytes(b"x" * 32))
 OTHER_LINK = Link(cid_bytes(b"y" * 32))
@@ -130,6 +130,17 @@ def test_a_condition_that_travelled_means_the_same(where: Where) -> None:
     compiled = predicate(encode_where(where))
     assert compiled is not None
     assert compiled(ROW) == compile_where(where)(ROW)
+
+
+def test_of_large_conditions_only_the_last_few_are_kept() -> None:
+    def encoded(first: int) -> bytes:
+        return encode_where(Comparison("int", "in", list(range(first, first + SMALL_BYTES_MAX))))
+
+    kept = predicate(encoded(0))
+    assert predicate(encoded(0)) is kept
+    for first in range(1, 10):
+        assert predicate(encoded(first)) is not kept
+    assert predicate(encoded(0)) is not kept
 
 
 def test_no_condition_is_no_bytes() -> None:
