@@ -127,16 +127,16 @@ def problem_of(value: object) -> str | None:
 
 
 def _is_plain(items: list[Any]) -> bool:
-    """Whether ``items`` are scalars of one kind, seen at a look at all of them: a tenth of what
-    one look at each takes, and lists are long."""
+    """Whether ``items`` are common scalars, seen at a look at all of each kind: a tenth of what
+    one look at each item takes, and lists are long."""
     kinds = set(map(type, items))
-    if kinds == {int}:
-        return _problem_of_int(min(items)) is None and _problem_of_int(max(items)) is None
-    if kinds == {float}:
-        return all(map(isfinite, items))
-    if kinds == {str}:
-        return all(map(str.isascii, items))
-    return kinds <= {bool, bytes, NoneType}
+    for kind in kinds:
+        are_plain = _PLAIN.get(kind)
+        if are_plain is None:
+            return False
+        if not are_plain(items if len(kinds) == 1 else [i for i in items if type(i) is kind]):
+            return False
+    return True
 
 
 def _problem_of_item(item: object) -> str | None:
@@ -174,6 +174,23 @@ def _problem_of_link(value: Link) -> str | None:
 def _no_problem(_value: object) -> None:
     return None
 
+
+def _are_64_bits(items: list[int]) -> bool:
+    return _problem_of_int(min(items)) is None and _problem_of_int(max(items)) is None
+
+
+def _always(_items: list[Any]) -> bool:
+    return True
+
+
+_PLAIN: Final[dict[type, Callable[[list[Any]], bool]]] = {
+    NoneType: _always,
+    bool: _always,
+    bytes: _always,
+    int: _are_64_bits,
+    float: lambda items: all(map(isfinite, items)),
+    str: lambda items: all(map(str.isascii, items)),
+}
 
 _CHECKS: Final[dict[type, Callable[[Any], str | None]]] = {
     type(None): _no_problem,
