@@ -218,7 +218,7 @@ class HotPath:
         batch = Batch(self._limits.entity_bytes_max)
         await batch.add_all(lines)
         if not batch.operations:
-            return batch_answer(batch.results([]))
+            return await batch_answer(batch.results([]))
         tried = await self._database.execute_batch(
             batch.operations,
             consistency=parameters.consistency,
@@ -227,7 +227,7 @@ class HotPath:
             timeout_ms=timeout_ms,
         )
         await asyncio.sleep(0)
-        return batch_answer(batch.results(tried))
+        return await batch_answer(batch.results(tried))
 
     async def _transaction(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)
@@ -249,7 +249,7 @@ class HotPath:
             principal=PRINCIPAL,
             timeout_ms=timeout_ms,
         )
-        return transaction_answer(result)
+        return await transaction_answer(result)
 
     async def _query(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)
@@ -265,7 +265,7 @@ class HotPath:
             max_staleness_ms=request.max_staleness_ms,
             timeout_ms=timeout_of(request.timeout_ms, self._limits),
         )
-        return query_answer(await while_connected(receive, asking))
+        return await query_answer(await while_connected(receive, asking))
 
     async def _explain(self, scope: Scope, receive: Receive) -> Answer:
         headers = headers_of(scope)

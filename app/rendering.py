@@ -5,8 +5,9 @@ Dictionaries and orjson, no models: 1 µs for the answer of an operation, agains
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 import orjson
@@ -52,6 +53,13 @@ __all__ = [
     "query_answer",
     "transaction_answer",
 ]
+
+ROWS_PER_TURN: Final = 200
+"""Rows rendered between two pauses, at 8 to 30 µs each."""
+BYTES_PER_TURN: Final = 256 << 10
+"""The same for large rows."""
+
+T = TypeVar("T")
 
 NO_STORE: Final = (b"cache-control", b"no-store")
 _JSON: Final = (b"content-type", b"application/json")
@@ -103,25 +111,38 @@ def operation_answer(result: OperationResult, *, eventual: bool) -> Answer:
     return Answer(202 if eventual else 201 if result.created else 200, headers, body)
 
 
-def batch_answer(results: Sequence[OperationResult | KotobaError]) -> Answer:
+async def batch_answer(results: Sequence[OperationResult | KotobaError]) -> Answer:
     """The results of a batch in order, each with what it did or why it failed."""
-    documents = [_batch_result(result) for result in results]
     done = [result.timestamp for result in results if isinstance(result, OperationResult)]
     document = {
-        "results": documents,
+        "results": await _array(results, _batch_result),
         "succeeded": len(done),
-        "failed": len(documents) - len(done),
+        "failed": len(results) - len(done),
     }
     return json_answer(document, *([_session(max(done))] if done else []))
 
 
-def transaction_answer(result: TransactionResult) -> Answer:
+async def transaction_answer(result: TransactionResult) -> Answer:
     """What each operation of a transaction did, and when all of them happened."""
     document = {
-        "results": [_result_json(one) for one in result.results],
+        "results": await _array(result.results, _result_json),
         "timestamp": format_timestamp(result.timestamp),
     }
     return json_answer(document, _session(result.timestamp))
+
+
+async def _array(items: Iterable[T], render: Callable[[T], Mapping[str, Any]]) -> orjson.Fragment:
+    """The JSON array of ``items``: with pauses, since 10,000 rows take a tenth of a second."""
+    texts: list[bytes] = []
+    count = size = 0
+    for item in items:
+        texts.append(orjson.dumps(render(item)))
+        count += 1
+        size += len(texts[-1])
+        if count >= ROWS_PER_TURN or size >= BYTES_PER_TURN:
+            count = size = 0
+            await asyncio.sleep(0)
+    return orjson.Fragment(b"[%b]" % b",".join(texts))
 
 
 def _result_json(result: OperationResult) -> dict[str, Any]:
@@ -148,10 +169,10 @@ def entity_answer(entity: Vertex | Edge, result: QueryResult) -> Answer:
     return json_answer(document, etag, _session(result.session), given)
 
 
-def query_answer(result: QueryResult) -> Answer:
+async def query_answer(result: QueryResult) -> Answer:
     """The rows of a query and what it cost."""
     document = {
-        "rows": [_row_json(row) for row in result.rows],
+        "rows": await _array(result.rows, _row_json),
         "cursor": result.cursor,
         "truncated": result.truncated,
         "bound": result.bound,

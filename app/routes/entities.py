@@ -99,7 +99,7 @@ async def get_node_edges(
         limit=parameters.limit,
         cursor=parameters.cursor,
     )
-    return as_response(query_answer(await read(database, query, parameters, session)))
+    return as_response(await query_answer(await read(database, query, parameters, session)))
 
 
 @router.get(
@@ -120,7 +120,7 @@ async def get_node_history(
     kept = (row.entity for row in result.rows if isinstance(row, VersionRow))
     if any(isinstance(entity, entities.Edge) for entity in kept):
         raise NotFound(f"{cid} is no node", cid=cid)
-    return as_response(query_answer(result))
+    return as_response(await query_answer(result))
 
 
 @router.get(

@@ -13,7 +13,7 @@ from cluster_core.graph.cid import cid_text
 from cluster_core.graph.entities import Edge, Entity
 from cluster_core.graph.records import EDGE, VERTEX, decode_record, record_block
 from cluster_core.query.cursor import encode_cursor, position_of
-from cluster_core.query.gather import Gather, Hop, decode_rows
+from cluster_core.query.gather import Gather, Hop, decode_rows, in_chunks
 from cluster_core.query.host import QueryHost, ReadPoint
 from cluster_core.query.paths import shortest_path
 from cluster_core.query.plan import (
@@ -38,6 +38,7 @@ from cluster_core.query.tasks import (
     Stored,
 )
 from cluster_core.query.traverse import traverse
+from cluster_core.query.work import PAUSE_AFTER
 from cluster_core.storage import keys
 from cluster_core.types import Digest
 
@@ -176,9 +177,10 @@ async def _history(query: History, gather: Gather) -> Answer:
     named = await _find(query.digest, gather)
     task = HistoryTask(named.partition, named.version.digest, query.limit)
     result = await gather.ask(gather.node_of(named.partition), task, HistoryResult)
-    rows: list[Row] = [
-        VersionRow(timestamp=each.timestamp, entity=_entity(each)) for each in result.versions
-    ]
+    rows: list[Row] = []
+    for chunk in in_chunks(result.versions, PAUSE_AFTER):
+        rows += [VersionRow(timestamp=each.timestamp, entity=_entity(each)) for each in chunk]
+        await asyncio.sleep(0)
     return Answer(rows=rows, bound=result.bound)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from app.main import Gateway
 
@@ -41,6 +42,20 @@ async def send_http(
 
     await gateway(scope, receive, send)
     return sent
+
+
+T = TypeVar("T")
+
+
+async def while_others_run(work: Coroutine[Any, Any, T], *, turns_min: int = 10) -> T:
+    """What ``work`` returns; it must have let others run in between."""
+    task = asyncio.ensure_future(work)
+    turns = 0
+    while not task.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns >= turns_min, f"others had {turns} turns"
+    return task.result()
 
 
 class Socket:

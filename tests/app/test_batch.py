@@ -6,11 +6,14 @@ from typing import Any
 import httpx
 import pytest
 
-from app.batch import refuse_repeated_keys
-from cluster_core.errors import InvalidRequest, NotFound
+from app.batch import BYTES_PER_TURN, read_ndjson_batch, refuse_repeated_keys
+from app.rendering import batch_answer
+from app.schemas.operations import BatchCreateNode
+from cluster_core.errors import InvalidRequest, KotobaError, NotFound
 from cluster_core.graph.cid import cid_text
-from cluster_core.graph.operations import BatchOperation, CreateEdge, CreateNode
-from tests.app.fake_database import TIMESTAMP_TEXT, FakeDatabase, digest_of
+from cluster_core.graph.operations import BatchOperation, CreateEdge, CreateNode, OperationResult
+from tests.app.asgi import while_others_run
+from tests.app.fake_database import TIMESTAMP, TIMESTAMP_TEXT, FakeDatabase, digest_of
 
 BATCH = "/v1/operations/batch"
 NDJSON = {"content-type": "application/x-ndjson"}
@@ -140,6 +143,32 @@ async def test_lines_are_operations_too(client: httpx.AsyncClient, database: Fak
     answer = await client.post(BATCH, content="\n".join(lines), headers=NDJSON)
     assert codes(answer.json()) == ["ok", "ok"]
     assert len(database.call[0]) == 2
+
+
+async def test_what_lies_between_lines_is_nothing_however_long() -> None:
+    blank = b" \r\n" * BYTES_PER_TURN
+    line = json.dumps(NODE).encode()
+    lines = await read_ndjson_batch(blank + line + blank + line + b"\n" + line + blank, 3)
+    assert [isinstance(each, BatchCreateNode) for each in lines] == [True] * 3
+    assert await read_ndjson_batch(blank, 3) == []
+
+
+async def test_lines_are_counted_before_one_is_read(client: httpx.AsyncClient) -> None:
+    answer = await client.post(BATCH, content=b"{\n" * 6, headers=NDJSON)
+    assert answer.status_code == 413
+    assert (answer.json()["name"], answer.json()["limit"]) == ("batch_operations_max", 5)
+
+
+async def test_large_batches_leave_others_their_turn() -> None:
+    """So does the search for their lines, and the writing of their answer."""
+    done = OperationResult(digest_of("a"), digest_of("a'"), 1, TIMESTAMP, True)
+    results: list[OperationResult | KotobaError] = [done] * 5_000
+    answer = await while_others_run(batch_answer([*results, NotFound("gone")]))
+    document = json.loads(answer.body)
+    assert (document["succeeded"], document["failed"]) == (5_000, 1)
+    assert document["results"][4_999]["cid"] == cid_text(digest_of("a"))
+    assert document["results"][5_000]["error"]["code"] == "not_found"
+    await while_others_run(read_ndjson_batch(b"\n" * (20 * BYTES_PER_TURN), 5))
 
 
 async def test_a_malformed_line_fails_alone(

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
 import pytest
 
+from app.rendering import query_answer
 from cluster_core.graph.cid import cid_text
+from cluster_core.graph.entities import Vertex
 from cluster_core.graph.values import Link
 from cluster_core.query.plan import (
     AllOf,
@@ -28,6 +31,7 @@ from cluster_core.query.results import (
     TraversedEdge,
     TraversedVertex,
 )
+from tests.app.asgi import while_others_run
 from tests.app.fake_database import (
     TIMESTAMP,
     TIMESTAMP_TEXT,
@@ -263,3 +267,15 @@ async def test_rows_of_walks(client: httpx.AsyncClient, database: FakeDatabase) 
     assert rows[2]["edge"]["source_cid"] == A
     assert [node["cid"] for node in rows[3]["nodes"]] == [A, B]
     assert rows[3]["length"] == 1.5
+
+
+@pytest.mark.parametrize("rows", [[vertex("alice")] * 5_000, [vertex("a", a="x" * 300_000)] * 20])
+async def test_rows_that_are_many_or_large_leave_others_their_turn(rows: list[Vertex]) -> None:
+    database = FakeDatabase()
+    database.rows = list(rows)
+    result = await database.execute_query(FindNodes())
+    answer = await while_others_run(query_answer(result))
+    document = json.loads(answer.body)
+    assert len(document["rows"]) == len(rows)
+    assert document["rows"][-1]["cid"] == cid_text(rows[-1].digest)
+    assert document["timestamp"] == TIMESTAMP_TEXT

@@ -239,6 +239,13 @@ async def test_the_history_is_cut_at_its_limit_and_says_so(cluster: TwoNodes) ->
     assert (result.truncated, result.bound) == (True, "limit")
 
 
+async def test_a_long_history_is_whole(cluster: TwoNodes) -> None:
+    vertex = cluster.add_vertex()
+    versions = [vertex] + [cluster.update(vertex, n=n) for n in range(PAUSE_AFTER + 1)]
+    result = await cluster.ask(History(digest=vertex, limit=10_000))
+    assert [cast("Vertex", row.entity).version for row in result.rows] == versions[::-1]  # type: ignore[union-attr]
+
+
 async def test_the_time_of_a_query_is_told_finer_than_by_milliseconds(
     cluster: TwoNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
