@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import httpx
+import msgspec
 
 from app.internal.framing import FRAME_BYTES_MAX, KEEP_ALIVE, frame_header
 from app.internal.handshake import (
@@ -279,6 +280,9 @@ class PeerLink:
         except KotobaError as error:
             self._epoch_out = max(self._epoch_out, int(error.extra.get("epoch", 0)))
             self._note(f"{self.peer} at {self.address} refuses us: {error.detail}", logging.WARNING)
+        except Exception:
+            # The next attempt is the only way back to this peer.
+            log.exception("the stream to %s at %s failed", self.peer, self.address)
         finally:
             self._scope = None
             self.dropped += outbox.dropped
@@ -294,7 +298,10 @@ class PeerLink:
         )
         if response.status_code != httpx.codes.OK:
             raise error_of(response)
-        welcome = decode_welcome(response.content)
+        try:
+            welcome = decode_welcome(response.content)
+        except msgspec.MsgspecError:
+            raise Unreachable("what answers there is no node of a cluster") from None
         if welcome.node_id != self.peer:
             raise Refused(f"it says that it is {welcome.node_id}")
         return hello

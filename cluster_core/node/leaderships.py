@@ -61,8 +61,8 @@ class Leaderships:
         router.mesh.handle("leader.transfer", self._serve_transfer)
         router.mesh.handle("leader.leaving", self._serve_leaving)
 
-    def on_peer_down(self, peer: NodeId) -> None:
-        """If it was leaving, it has left."""
+    def on_peer_up(self, peer: NodeId) -> None:
+        """If it was leaving, it has come back, or what it says comes after this."""
         self._leaving.discard(peer)
 
     def preferred(self, group: GroupId) -> NodeId:
@@ -119,8 +119,7 @@ class Leaderships:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
-        for replica in self._host.replicas.values():
-            replica.raft.retire()
+        self._host.retire()
         farewell = loop.create_task(self._say_leaving(min(grace_s, LEAVE_TIMEOUT_S)))
         while loop.time() < deadline and self._host.storage_error is None:
             replicas = self._host.replicas.values()
@@ -154,9 +153,11 @@ class Leaderships:
         return [node for node in nodes if node in self._peers_up and node not in unwilling]
 
     def _transfer(self, replica: Replica, heirs: list[NodeId]) -> bool:
-        """To one of ``heirs``, another one for each group; False when there is none."""
+        """To one of ``heirs``, another one for each group, and one that has everything if there is
+        one: the others have to catch up first. False when there is none."""
         if heirs:
-            self._host.transfer(replica, heirs[replica.group % len(heirs)])
+            fit = [node for node in heirs if _is_level(replica, node)] or heirs
+            self._host.transfer(replica, fit[replica.group % len(fit)])
         return bool(heirs)
 
 

@@ -294,6 +294,7 @@ class ClusterNode:
         now = asyncio.get_running_loop().time()
         self.peers_up[peer] = now
         self.mesh.on_peer_up(peer)
+        self.leaderships.on_peer_up(peer)
         self.detector.heard(peer, now)
         self.clocks.on_peer_up(peer)
 
@@ -303,7 +304,6 @@ class ClusterNode:
         self.host.on_peer_down(peer)
         self.mesh.on_peer_down(peer)
         self.router.on_peer_down(peer)
-        self.leaderships.on_peer_down(peer)
         self.reads.on_peer_down(peer)
         self.storage.on_peer_down(peer)
         self.clocks.on_peer_down(peer)

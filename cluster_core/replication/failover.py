@@ -7,6 +7,8 @@ have tried again. So one of them goes first and the other only if that comes to 
   after a multiple of what a campaign takes;
 - who sees another's pre-vote and cannot lack anything that was committed by following it, stands
   back for a while;
+- who votes leaves it to that election, however long it takes where disks are slow, and to its
+  time-out;
 - who sees the pre-vote of a replica whose log is shorter than its own campaigns at once: the other
   cannot win.
 
@@ -21,6 +23,7 @@ from typing import Final
 
 from cluster_core.config import RaftConfig
 from cluster_core.ports import Random
+from cluster_core.raft.roles import Role
 from cluster_core.replication.replica import Replica
 from cluster_core.types import GroupId, ReplicaId
 from cluster_core.wire.messages import Vote
@@ -54,8 +57,11 @@ class Failover:
         """``vote`` was given to the replica's Raft core. Of interest while its leader is lost."""
         if replica.group not in self._timers:
             return
-        if vote.pre and replica.raft.is_ahead_of(vote):
+        raft = replica.raft
+        if vote.pre and raft.is_ahead_of(vote):
             self._set(replica, self._unit_s * self._random.uniform(0, 0.2))
+        elif (raft.term, raft.vote) == (vote.term, vote.source) and not vote.pre:
+            self._timers.pop(replica.group).cancel()
         else:
             self._stand_back(replica)
 
@@ -78,7 +84,10 @@ class Failover:
         del self._timers[replica.group]
         if replica.failed is not None or replica.raft.leader or replica.is_leader:
             return
-        self._campaign(replica)
+        if replica.raft.role is not Role.CANDIDATE:
+            # Else, to begin anew would throw away the votes that are on their way: where disks are
+            # slow, each time.
+            self._campaign(replica)
         self._attempts[replica.group] += 1
         if self._attempts[replica.group] < ATTEMPTS_MAX:
             self._stand_back(replica)

@@ -109,7 +109,8 @@ class ReplicationHost:
         self._written = False
         """Whether anything was written since the last sync began."""
         self._sync_task: asyncio.Task[None] | None = None
-        self._sync_started = 0.0
+        self._sync_ticks: int | None = None
+        """Ticks since the sync began that is under way."""
         self._tick_task: asyncio.Task[None] | None = None
         self._failover = Failover(config.raft, random, self._campaign)
         self._leaders: dict[GroupId, tuple[ReplicaId, int]] = {}
@@ -479,20 +480,19 @@ class ReplicationHost:
 
     async def _sync_all(self) -> None:
         """Sync until nothing waits: one sync for all that was written before it began."""
-        loop = asyncio.get_running_loop()
         try:
             with self._fatal("a sync"):
                 while self._unsynced and self.storage_error is None:
                     taken, self._unsynced = self._unsynced, _Unsynced()
                     if self._written:
                         self._written = False
-                        self._sync_started = loop.time()
+                        self._sync_ticks = 0
                         await self._engine.sync()
-                        self._sync_started = 0.0
+                        self._sync_ticks = None
                     if self.storage_error is None:
                         self._synced(taken)
         finally:
-            self._sync_started = 0.0
+            self._sync_ticks = None
             self._sync_task = None
 
     def _synced(self, taken: _Unsynced) -> None:
@@ -534,7 +534,7 @@ class ReplicationHost:
         if self.storage_error is not None:
             return
         with self._fatal("a tick"):
-            if self._disk_stalled(now):
+            if self._disk_stalled():
                 self._give_up_leaderships()
             else:
                 self._tick_groups(now)
@@ -551,10 +551,15 @@ class ReplicationHost:
         if self._clock.wanted_ceiling() is not None:
             self._schedule()
 
-    def _disk_stalled(self, now: float) -> bool:
-        """A heartbeat vouches for the disk: with a sync overdue, none is sent."""
-        election_s = self._config.raft.tick_ms * self._config.raft.election_ticks / 1000
-        return self._sync_started > 0 and now - self._sync_started > election_s
+    def _disk_stalled(self) -> bool:
+        """A heartbeat vouches for the disk: with a sync overdue, none is sent.
+
+        Counted in ticks: in a loop that was held up, the sync may have ended long ago.
+        """
+        if self._sync_ticks is None:
+            return False
+        self._sync_ticks += 1
+        return self._sync_ticks > self._config.raft.election_ticks
 
     def _give_up_leaderships(self) -> None:
         for replica in self.replicas.values():
@@ -613,6 +618,11 @@ class ReplicationHost:
         replica.raft.transfer_leadership(target)
         self.mark(replica)
         return True
+
+    def retire(self) -> None:
+        """This node is about to stop: none of its replicas begins to campaign any more."""
+        for replica in self._all():
+            replica.raft.retire()
 
     def abort_transfers(self, node: NodeId) -> None:
         """``node`` does not take leaderships any more: go on with those on their way to it."""

@@ -101,15 +101,16 @@ class Settlement:
         one before is applied; what fails on the way is left to the sweep of the next leader."""
         settled = await self._change_records(committed, self._commit_record)
         settled = [one for one in settled if await self._delete_edges(one)]
-        decided = [
-            (group, transaction, record.begin, record.commit)
-            for _, transaction, record in (
-                (home, transaction, decode_record(value)) for home, transaction, value in settled
-            )
-            for group in record.participants
-        ]
-        if await self.resolve(decided):
-            await self._change_records(settled, _delete_record)
+        records = {transaction: decode_record(value) for _, transaction, value in settled}
+        unresolved = await self.resolve(
+            [
+                (group, transaction, record.begin, record.commit)
+                for transaction, record in records.items()
+                for group in record.participants
+            ]
+        )
+        resolved = [one for one in settled if unresolved.isdisjoint(records[one[1]].participants)]
+        await self._change_records(resolved, _delete_record)
 
     async def _delete_edges(self, committed: Committed) -> bool:
         """True when no edge is left that goes with the transaction."""
@@ -174,8 +175,8 @@ class Settlement:
         if intent is not None and not intent.detach:
             draft.resolve(intent, commit)
 
-    async def resolve(self, decided: Sequence[Decided]) -> bool:
-        """Tell the participants; True when all have applied it."""
+    async def resolve(self, decided: Sequence[Decided]) -> set[GroupId]:
+        """Tell the participants; returns those of which some may not have applied all of it."""
         deadline = self._deadline()
         groups = {item[0] for item in decided}
         leaders = await find_leaders(self._router, groups, deadline)
@@ -188,11 +189,13 @@ class Settlement:
             *(self._resolve_at(node, items, deadline) for node, items in by_node.items()),
             return_exceptions=True,
         )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, KotobaError):
+        unresolved = {group for group, node in leaders.items() if node is None}
+        for items, outcome in zip(by_node.values(), outcomes, strict=True):
+            if isinstance(outcome, KotobaError):
+                unresolved.update(group for group, *_ in items)
+            elif outcome is not None:
                 raise outcome
-        complete = None not in leaders.values()
-        return complete and not any(isinstance(outcome, KotobaError) for outcome in outcomes)
+        return unresolved
 
     async def _resolve_at(self, node: NodeId, items: list[Decided], deadline: float) -> None:
         if node == self._router.node_id:

@@ -36,8 +36,9 @@ def leaderless(nodes: list[SimNode], groups: list[GroupId]) -> bool:
     )
 
 
-def fail_over(seed: int) -> Counter[int]:
-    """Crash the node that leads most; how many elections each of its groups then had."""
+def fail_over(seed: int, *, sync_s: float | None = None, within_s: float = 0.5) -> Counter[int]:
+    """Crash the node that leads most, while a sync of the others takes ``sync_s``; how many
+    elections each of its groups then had."""
     elections: Counter[int] = Counter()
 
     async def scenario(world: World) -> None:
@@ -53,13 +54,18 @@ def fail_over(seed: int) -> Counter[int]:
         orphans = led_by(victim)
         survivors = [node for node in world.nodes if node is not victim]
         before = terms(survivors[0])
+        if sync_s is not None:
+            for node in survivors:
+                node.disk.sync_delay = lambda: sync_s
         await victim.crash()
-        await world.until(lambda: not leaderless(survivors, orphans), 0.5, "new leaders", 0.01)
+        await world.until(lambda: not leaderless(survivors, orphans), within_s, "new leaders", 0.01)
         await asyncio.gather(*work)
         after = terms(survivors[0])
         assert all(after[group] == before[group] for group in before if group not in orphans)
         elections.update(after[group] - before[group] for group in orphans)
         assert victim.name not in {node.name for node in survivors}
+        for node in survivors:
+            node.disk.sync_delay = node.normal_sync_delay
         victim.start()
         await world.until_ready()
         await world.until(watch.is_level, 30.0, "replicas level, no intent left")
@@ -124,6 +130,12 @@ def test_one_election_a_group_and_all_within_half_a_second() -> None:
     elections = sum((fail_over(seed) for seed in range(3)), Counter[int]())
     assert elections[1] >= 0.95 * elections.total(), elections
     assert max(elections) <= 3, elections
+
+
+def test_one_election_a_group_where_votes_wait_for_slow_disks() -> None:
+    """A replica that waits for its votes does not begin anew."""
+    elections = sum((fail_over(seed, sync_s=0.15, within_s=2) for seed in range(3)), Counter[int]())
+    assert elections[1] >= 0.95 * elections.total(), elections
 
 
 def test_no_election_without_a_fault_where_nodes_are_slow() -> None:

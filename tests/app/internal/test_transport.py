@@ -571,6 +571,29 @@ async def _website(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"<html>not here</html>"})
 
 
+async def test_who_answers_a_hello_with_something_else_is_asked_again() -> None:
+    a, b = Node("a"), Node("b")
+    asgi, asked = b.transport.asgi, asyncio.Event()
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        """It says that all is well, and nothing else."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+        asked.set()
+
+    async def first_the_proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        await (asgi if asked.is_set() else proxy)(scope, receive, send)
+
+    b.transport.asgi = first_the_proxy  # type: ignore[method-assign]
+    async with closing(a, b):
+        await b.transport.listen(b.address, b)
+        await a.start(b)
+        await asyncio.wait_for(asked.wait(), 5)
+        b.transport.identify(cluster_id="c1", node_id="b", store_id="store of b")
+        b.transport.set_peers({"a": a.address, "b": b.address})
+        await until(lambda: a.is_up(b) and b.is_up(a))
+
+
 async def test_the_application_gets_all_other_paths() -> None:
     a = Node("a")
     app: ASGIApp = _website
