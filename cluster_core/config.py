@@ -127,6 +127,8 @@ class LimitConfig:
     query_depth_max: int = 50
     query_visited_max: int = 1_000_000
     query_scanned_max: int = 5_000_000
+    query_held_max: int = 1_000_000
+    """Edges and ways that a path with weights holds in memory, at 0.3 kB each."""
     query_bytes_max: int = 32 << 20
     event_queue_max: int = 10_000
     """Messages that wait for one WebSocket reader; beyond it the reader is closed with 1013."""

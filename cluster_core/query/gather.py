@@ -53,6 +53,7 @@ __all__ = [
     "decode_rows",
     "flip",
     "in_chunks",
+    "together",
 ]
 
 CHUNK: Final = 2_048
@@ -149,10 +150,19 @@ class Gather:
             node = self._serving[partition] = self.host.serving_node(partition, self.point)
         return node
 
-    async def ask(self, node: NodeId, task: Task, kind: type[R], bytes_left: int = 0) -> R:
-        """Run ``task`` at ``node``, which serves all of its partitions."""
+    async def ask(
+        self,
+        node: NodeId,
+        task: Task,
+        kind: type[R],
+        bytes_left: int = 0,
+        scanned_max: int = 0,
+    ) -> R:
+        """Run ``task`` at ``node``, which serves all of its partitions. ``scanned_max``: what it
+        may look at (default: all that is left to the query)."""
         scanned_left = max(1, self.limits.query_scanned_max - self.scanned)
-        budget = Budget(scanned_left, bytes_left or self.limits.query_bytes_max)
+        scanned = min(scanned_left, scanned_max or scanned_left)
+        budget = Budget(scanned, bytes_left or self.limits.query_bytes_max)
         if node == self.host.node_id:
             result: Result | Again = await run_task(task, self.host, self.point, budget)
         else:
@@ -179,7 +189,7 @@ class Gather:
     ) -> list[tuple[NodeId, R]]:
         """Run one task at each node, at the same time; results in the order of the names."""
         nodes = sorted(tasks)
-        results = await _together([self.ask(node, tasks[node], kind, bytes_left) for node in nodes])
+        results = await together([self.ask(node, tasks[node], kind, bytes_left) for node in nodes])
         return list(zip(nodes, results, strict=True))
 
     # Entities
@@ -299,8 +309,27 @@ class Gather:
         while await expansion.read():
             pass
 
+    async def expand_ahead(
+        self, vertices: Iterable[Digest], hop: Hop, limit: int
+    ) -> list[tuple[list[Digest], ExpandResult]]:
+        """One piece from each node that serves some of ``vertices``: up to ``limit`` edges of
+        those, and no more looks. It ends no budget of the query: what is cut was not asked for."""
+        nodes: dict[NodeId, list[Digest]] = {}
+        for vertex in vertices:
+            nodes.setdefault(self.node_of(self.home(vertex)), []).append(vertex)
+        results = await together(
+            [self.expand_some(node, ones, hop, limit, b"", limit) for node, ones in nodes.items()]
+        )
+        return list(zip(nodes.values(), results, strict=True))
+
     async def expand_some(
-        self, node: NodeId, vertices: list[Digest], hop: Hop, limit: int, after: bytes
+        self,
+        node: NodeId,
+        vertices: list[Digest],
+        hop: Hop,
+        limit: int,
+        after: bytes,
+        scanned_max: int = 0,
     ) -> ExpandResult:
         """Up to ``limit`` edges of ``vertices``, which ``node`` serves."""
         task = ExpandTask(
@@ -314,7 +343,7 @@ class Gather:
             hop.where,
             hop.weight,
         )
-        result = await self.ask(node, task, ExpandResult)
+        result = await self.ask(node, task, ExpandResult, scanned_max=scanned_max)
         if result.ins.edges and (hop.where or hop.weight is not None):
             result.ins = await self._read_in_records(result.ins, hop)
         return result
@@ -362,7 +391,7 @@ class Expansion:
     async def read(self) -> bool:
         """A round. False when nothing is left to read, or a budget of the query has ended."""
         left = sorted(self._left.items())
-        results = await _together(
+        results = await together(
             [
                 self._gather.expand_some(node, vertices, self._hop, self._piece, after)
                 for node, (vertices, after) in left
@@ -423,7 +452,7 @@ def as_edge(stored: Stored) -> Edge:
     return entity
 
 
-async def _together(calls: Sequence[Coroutine[Any, Any, R]]) -> list[R]:
+async def together(calls: Sequence[Coroutine[Any, Any, R]]) -> list[R]:
     """All results, or the error that matters most; then the other calls are cancelled."""
     if len(calls) == 1:
         return [await calls[0]]

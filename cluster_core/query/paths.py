@@ -6,13 +6,15 @@ A path that a budget hides is not "no path": both raise TooLarge when one ends.
 from __future__ import annotations
 
 import asyncio
-from heapq import heappop, heappush
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import heappop, heappush, heapreplace
+from math import isinf
 from typing import Final, NamedTuple
 
 from cluster_core.errors import InvalidRequest, TooLarge
 from cluster_core.graph.cid import cid_text
 from cluster_core.graph.records import EDGE, VERTEX
-from cluster_core.graph.values import Value
+from cluster_core.graph.values import INT_MAX, Value
 from cluster_core.query.gather import (
     Entries,
     Expansion,
@@ -22,6 +24,7 @@ from cluster_core.query.gather import (
     as_vertex,
     flip,
     in_chunks,
+    together,
 )
 from cluster_core.query.plan import ShortestPath
 from cluster_core.query.results import Answer, PathRow
@@ -30,9 +33,14 @@ from cluster_core.types import Digest
 
 __all__ = ["shortest_path"]
 
-PREFETCH_MAX: Final = 128
-"""Vertices whose edges are read in one go for Dijkstra: the next of its queue come along, so that
+AHEAD_MAX: Final = 128
+"""Vertices that are read ahead at a time for Dijkstra's algorithm: those that come next, so that
 not every vertex costs a round trip."""
+AHEAD_ENTRIES_MAX: Final = 1_024
+"""Entries that each cluster node reads ahead at a time: a hub that comes next is not read to its
+end for it."""
+RUN_MAX: Final = 1_024
+"""Arcs that are sorted in one go, in less than 1 ms."""
 PIECE_MIN: Final = 256
 """Entries of a level that are read at first, about 2 ms: then the other side has its turn."""
 TURN_STEPS: Final = 1_000
@@ -60,7 +68,7 @@ async def shortest_path(query: ShortestPath, gather: Gather) -> Answer:
         path = await _fewest_edges(query, gather)
         length = 0 if path is None else len(path)
     else:
-        path, length = await _least_weight(query, query.weight, gather)
+        path, length = await _Dijkstra(query, query.weight, gather).search()
     if path is None:
         return Answer(rows=[])
     return await _answer(query, path, length, gather)
@@ -208,9 +216,11 @@ def _join(meeting: Digest, near: _Side, far: _Side) -> list[_Step]:
 
 
 class _Arc(NamedTuple):
+    """An edge as a way to go; the tuple's order is that of a run: the lightest first."""
+
+    weight: float
     far: Digest
     edge: Digest
-    weight: float
     source: Digest
 
 
@@ -221,49 +231,128 @@ class _Label(NamedTuple):
     hops: int
     vertex: Digest
     edge: Digest
-    number: int
-    """Of the label in the order in which they were made: the way on refers to it."""
+    parent: int
+    """The label that it goes on from, by its place among those that were expanded."""
+    run: Sequence[_Arc]
+    """Where its last arc is from, at ``place``: the next one there follows it in the queue."""
+    place: int
 
 
-async def _least_weight(
-    query: ShortestPath, weight: str, gather: Gather
-) -> tuple[list[_Step] | None, float]:
-    """Dijkstra with the bound on edges: a vertex is taken up again where a heavier way has fewer
-    edges, since that may still reach where the lighter one may not."""
-    arcs = _Arcs(Hop(direction=query.direction, labels=query.edge_labels, weight=weight), gather)
-    origins: list[tuple[int, _Step] | None] = [None]
-    """Of each label the label before it, and the step between them."""
-    queue = [_Label(0, 0, query.source, b"", 0)]
-    fewest: dict[Digest, int] = {}
-    turns = _Turns()
-    while queue:
-        label = heappop(queue)
-        await turns.spend(1)
-        if label.vertex == query.target:
-            return _retrace(origins, label.number), label.weight
-        if fewest.get(label.vertex, query.max_depth) <= label.hops:
-            continue
-        fewest[label.vertex] = label.hops
-        _check_bounds(len(fewest), gather)
-        for chunk in in_chunks(await arcs.of(label.vertex, queue), TURN_STEPS):
-            for arc in chunk:
-                hops = label.hops + 1
-                if fewest.get(arc.far, hops + 1) <= hops:
-                    continue
-                step = _Step(label.vertex, arc.edge, arc.source)
-                total = label.weight + arc.weight
-                heappush(queue, _Label(total, hops, arc.far, arc.edge, len(origins)))
-                origins.append((label.number, step))
-            await turns.spend(len(chunk))
-    return None, 0
+class _Dijkstra:
+    """Dijkstra's algorithm with the bound on edges: a vertex is expanded again where a heavier way
+    has fewer edges, since that may still reach where the lighter one may not.
+
+    The arcs of a vertex are held once, in sorted runs, and of each run that a label goes on by only
+    the lightest arc that is left is in the queue. So an expansion costs one label and one place in
+    the queue for each run, however often a hub is expanded and however many edges it has.
+    """
+
+    def __init__(self, query: ShortestPath, weight: str, gather: Gather) -> None:
+        self._query = query
+        self._gather = gather
+        hop = Hop(direction=query.direction, labels=query.edge_labels, weight=weight)
+        self._arcs = _Arcs(hop, gather)
+        self._expanded: list[_Label] = []
+        self._fewest: dict[Digest, int] = {}
+        """Of each vertex that was expanded, the fewest edges that lead there."""
+        self._queue: list[_Label] = []
+        self._turns = _Turns()
+
+    async def search(self) -> tuple[list[_Step] | None, float]:
+        """The steps of a lightest path and the sum of its weights."""
+        source, target = self._query.source, self._query.target
+        label = _Label(0, 0, source, b"", -1, (), 0)
+        while label.vertex != target:
+            if self._fewest.get(label.vertex, self._query.max_depth) > label.hops:
+                await self._expand(label)
+            if not self._queue:
+                return None, 0
+            label = self._pop()
+            await self._turns.spend(1)
+        return self._retrace(label), _length_of(label.weight)
+
+    async def _expand(self, label: _Label) -> None:
+        self._fewest[label.vertex] = label.hops
+        _check_bounds(len(self._fewest), self._gather)
+        if label.vertex not in self._arcs.runs:
+            await self._read(label.vertex)
+        number = len(self._expanded)
+        self._expanded.append(label)
+        for run in self._arcs.runs[label.vertex]:
+            first = self._following(number, run, 0)
+            if first is not None:
+                heappush(self._queue, first)
+            await self._turns.spend(len(run) if first is None else first.place + 1)
+        _check_held(self._held, self._gather)
+
+    @property
+    def _held(self) -> int:
+        return self._arcs.held + len(self._queue) + len(self._expanded)
+
+    async def _read(self, vertex: Digest) -> None:
+        """The arcs of ``vertex``; those of the vertices that come next along with them, where that
+        leaves half of each bound to what the search cannot do without."""
+        limits = self._gather.limits
+        reads = [self._arcs.read(vertex)]
+        if 2 * self._gather.scanned < limits.query_scanned_max and (
+            2 * self._held < limits.query_held_max
+        ):
+            reads.append(self._arcs.read_ahead(self._coming(vertex)))
+        await together(reads)
+
+    def _coming(self, vertex: Digest) -> list[Digest]:
+        """About those that are expanded next, after ``vertex``."""
+        front = self._queue[:AHEAD_MAX]
+        share = AHEAD_MAX // max(1, len(front))
+        fars = [
+            arc.far
+            for label in front
+            if label.hops < self._query.max_depth
+            for arc in label.run[label.place : label.place + share]
+        ]
+        return [far for far in dict.fromkeys(fars) if far not in (vertex, self._query.target)]
+
+    def _pop(self) -> _Label:
+        """The first of the queue. What follows it in its run takes its place."""
+        label = self._queue[0]
+        following = self._following(label.parent, label.run, label.place + 1)
+        if following is None:
+            return heappop(self._queue)
+        return heapreplace(self._queue, following)
+
+    def _following(self, parent: int, run: Sequence[_Arc], place: int) -> _Label | None:
+        """The label of the first arc of ``run`` at ``place`` or behind it that leads to a vertex
+        which was not expanded with as few edges."""
+        near = self._expanded[parent]
+        hops = near.hops + 1
+        for at in range(place, len(run)):
+            arc = run[at]
+            if self._fewest.get(arc.far, hops + 1) > hops:
+                return _Label(near.weight + arc.weight, hops, arc.far, arc.edge, parent, run, at)
+        return None
+
+    def _retrace(self, label: _Label) -> list[_Step]:
+        path = []
+        while label.parent >= 0:
+            near = self._expanded[label.parent]
+            path.append(_Step(near.vertex, label.edge, label.run[label.place].source))
+            label = near
+        return path[::-1]
 
 
-def _retrace(origins: list[tuple[int, _Step] | None], number: int) -> list[_Step]:
-    path = []
-    while (origin := origins[number]) is not None:
-        number, step = origin
-        path.append(step)
-    return path[::-1]
+def _length_of(total: float) -> float:
+    """An int where 64 bits hold it, as of every value; else a float."""
+    if isinf(total):
+        why = "the weights of the lightest path add up to more than a number can be"
+        raise InvalidRequest(why, errors=[{"where": "weight", "why": why}])
+    return total if isinstance(total, float) or total <= INT_MAX else float(total)
+
+
+def _check_held(held: int, gather: Gather) -> None:
+    held_max = gather.limits.query_held_max
+    if held > held_max:
+        detail = f"no path among the first {held_max} edges and ways"
+        raise TooLarge.beyond("query_held_max", held_max, detail)
 
 
 class _Turns:
@@ -280,33 +369,67 @@ class _Turns:
 
 
 class _Arcs:
-    """The edges of vertices, read ahead."""
+    """The arcs of vertices: of parallel edges the lightest, which is as good as any of them."""
 
     def __init__(self, hop: Hop, gather: Gather) -> None:
+        self.runs: dict[Digest, list[list[_Arc]]] = {}
+        """Of each vertex that was read to its end, all its arcs, each run sorted."""
+        self.held = 0
+        """Arcs in all the runs."""
         self._hop = hop
         self._gather = gather
-        self._known: dict[Digest, list[_Arc]] = {}
+        self._tried: set[Digest] = set()
+        """What was read ahead, to its end or not: once is enough."""
 
-    async def of(self, vertex: Digest, queue: list[_Label]) -> list[_Arc]:
-        """The edges of ``vertex``. The front of the queue's heap comes along."""
-        if vertex not in self._known:
-            near = [label.vertex for label in queue[:PREFETCH_MAX]]
-            wanted = [each for each in dict.fromkeys((vertex, *near)) if each not in self._known]
-            for each in wanted:
-                self._known[each] = []
-            await self._gather.expand(wanted, self._hop, self._take)
-            _check_bounds(0, self._gather)
-        return self._known[vertex]
+    async def read(self, vertex: Digest) -> None:
+        """Raises TooLarge when a bound ends before the vertex does."""
+        arcs: dict[Digest, _Arc] = {}
 
-    def _take(self, entries: Entries) -> None:
+        def consume(entries: Entries) -> None:
+            self._collect({vertex: arcs}, entries)
+            _check_held(self.held + len(arcs), self._gather)
+
+        await self._gather.expand([vertex], self._hop, consume)
+        _check_bounds(0, self._gather)
+        await self._keep(vertex, arcs)
+
+    async def read_ahead(self, vertices: Iterable[Digest]) -> None:
+        """One piece at most of each: those that it ends with are as if they were read."""
+        fresh = [
+            vertex for vertex in vertices if vertex not in self.runs and vertex not in self._tried
+        ]
+        for ones, result in await self._gather.expand_ahead(fresh, self._hop, AHEAD_ENTRIES_MAX):
+            whole = ones if result.next is None else ones[: result.next]
+            self._tried.update(ones[: len(whole) + 1])
+            arcs: dict[Digest, dict[Digest, _Arc]] = {vertex: {} for vertex in ones}
+            try:
+                self._collect(arcs, Entries(ones, False, result.ins))
+                self._collect(arcs, Entries(ones, True, result.outs))
+            except InvalidRequest:
+                continue  # to be told when the search comes there
+            for vertex in whole:
+                await self._keep(vertex, arcs[vertex])
+
+    async def _keep(self, vertex: Digest, arcs: Mapping[Digest, _Arc]) -> None:
+        runs = self.runs.setdefault(vertex, [])
+        for chunk in in_chunks(arcs.values(), RUN_MAX):
+            chunk.sort()
+            runs.append(chunk)
+            self.held += len(chunk)
+            await asyncio.sleep(0)
+
+    def _collect(self, arcs: Mapping[Digest, dict[Digest, _Arc]], entries: Entries) -> None:
         columns = entries.entries
         at = 0
         for vertex, number in zip(entries.vertices, columns.counts, strict=False):
-            arcs = self._known[vertex]
+            lightest = arcs[vertex]
             for place in range(at, at + number):
                 far, edge = columns.fars[place], columns.edges[place]
                 weight = _weight_of(edge, columns.weights[place], self._hop.weight)
-                arcs.append(_Arc(far, edge, weight, vertex if entries.outward else far))
+                known = lightest.get(far)
+                if known is None or (weight, edge) < (known.weight, known.edge):
+                    source = vertex if entries.outward else far
+                    lightest[far] = _Arc(weight, far, edge, source)
             at += number
 
 

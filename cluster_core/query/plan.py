@@ -181,7 +181,7 @@ class ShortestPath(
 
     Without ``weight`` the fewest edges. With it the smallest sum of that property over the edges;
     an edge without the property weighs 1, and one whose weight is no number or negative makes the
-    query invalid.
+    query invalid where the search comes to it, as does a sum that no float holds.
     """
 
     source: Digest

@@ -53,7 +53,8 @@ class PathRow(msgspec.Struct, frozen=True, kw_only=True):
     """From source to target."""
     edges: list[Edge]
     length: int | float
-    """How many edges; the sum of their weights where the query names a weight."""
+    """How many edges; the sum of their weights where the query names a weight, as a float where 64
+    bits are too few for a whole one."""
 
 
 class VersionRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, cast
 
@@ -500,6 +501,118 @@ async def test_a_heavier_way_with_fewer_edges_may_be_the_only_one(cluster: TwoNo
         query = ShortestPath(source=a, target=e, weight="w", max_depth=max_depth)
         lengths.append([cast("PathRow", row).length for row in (await cluster.ask(query)).rows])
     assert lengths == [[4], [7], []]
+
+
+async def test_a_vertex_is_expanded_again_at_next_to_no_cost(cluster: TwoNodes) -> None:
+    """Each vertex of the chain leads to the hub as well: the fewer edges, the heavier."""
+    hub, _ = star(cluster, 400)
+    vertices = chain(cluster, 10)
+    for hops, vertex in enumerate(vertices):
+        cluster.add_edge("K", vertex, hub, n=40 - 3 * hops)
+    target = cluster.add_vertex()
+    cluster.add_edge("K", vertices[0], target, n=50)
+    for ray in cluster.graph.edges.copy():
+        if cluster.graph.edges[ray].source == hub:
+            cluster.update(ray, n=100)
+    query = ShortestPath(source=vertices[0], target=target, weight="n")
+    result = await cluster.ask(query, limits=LimitConfig(query_held_max=500))
+    assert [cast("PathRow", row).length for row in result.rows] == [50]
+    assert result.statistics.scanned < 1_500
+
+
+async def test_of_parallel_edges_only_the_lightest_is_held(cluster: TwoNodes) -> None:
+    a, b, c = (cluster.add_vertex() for _ in range(3))
+    edges = [cluster.add_edge("K", a, b, n=abs(70 - n)) for n in range(150)]
+    cluster.add_edge("K", b, c, n=1)
+    query = ShortestPath(source=a, target=c, weight="n")
+    (row,) = (await cluster.ask(query, limits=LimitConfig(query_held_max=10))).rows
+    path = cast("PathRow", row)
+    assert (path.length, path.edges[0].digest) == (1, edges[70])
+
+
+async def test_a_path_with_weights_holds_no_more_edges_than_its_bound(cluster: TwoNodes) -> None:
+    hub, edges = star(cluster, 300)
+    query = ShortestPath(source=hub, target=cluster.graph.edges[edges[9]].target, weight="n")
+    assert (await cluster.ask(query, limits=LimitConfig(query_held_max=400))).rows
+    with pytest.raises(TooLarge, match="query_held_max") as caught:
+        await cluster.ask(query, limits=LimitConfig(query_held_max=200))
+    assert caught.value.extra == {"limit": 200, "name": "query_held_max"}
+
+
+async def test_a_hub_that_comes_next_is_read_only_where_the_search_comes_to_it(
+    cluster: TwoNodes,
+) -> None:
+    hub, _ = star(cluster, 3_000)
+    source, middle, target = (cluster.add_vertex() for _ in range(3))
+    cluster.add_edge("K", source, middle, w=2)
+    cluster.add_edge("K", middle, target, w=2)
+    limits = LimitConfig(query_scanned_max=5_000)
+    query = ShortestPath(source=source, target=target, weight="w")
+    to_hub = cluster.add_edge("K", source, hub, w=5)
+    result = await cluster.ask(query, limits=limits)
+    assert [cast("PathRow", row).length for row in result.rows] == [4]
+    assert result.statistics.scanned < 3_000
+    cluster.update(to_hub, w=3)
+    with pytest.raises(TooLarge, match="query_scanned_max"):
+        await cluster.ask(query, limits=limits)
+
+
+async def test_a_path_with_weights_reads_the_vertices_that_come_next_along(
+    cluster: TwoNodes,
+) -> None:
+    hub, edges = star(cluster, 100)
+    target = cluster.add_vertex()
+    for edge in edges:
+        cluster.add_edge("K", cluster.graph.edges[edge].target, target, n=200)
+    cluster.alpha.requests = 0
+    query = ShortestPath(source=hub, target=target, weight="n")
+    (row,) = (await cluster.ask(query)).rows
+    assert cast("PathRow", row).length == 200
+    assert cluster.alpha.requests <= 8
+
+
+@pytest.mark.parametrize(("weights", "length"), [([3], 3), ([(1 << 63) - 1], (1 << 63) - 1)])
+async def test_whole_weights_add_up_to_a_whole_length(
+    cluster: TwoNodes, weights: list[int], length: int
+) -> None:
+    found = await length_of_chain(cluster, weights)
+    assert (found, type(found)) == (length, int)
+
+
+async def test_a_length_beyond_64_bits_is_a_float(cluster: TwoNodes) -> None:
+    found = await length_of_chain(cluster, [(1 << 63) - 1] * 3)
+    assert (found, type(found)) == (3 * 2.0**63, float)
+
+
+async def test_a_length_that_is_no_number_is_an_error(cluster: TwoNodes) -> None:
+    with pytest.raises(InvalidRequest, match="the weights of the lightest path") as caught:
+        await length_of_chain(cluster, [1e308, 1e308])
+    assert [problem["where"] for problem in caught.value.extra["errors"]] == ["weight"]
+
+
+async def length_of_chain(cluster: TwoNodes, weights: Sequence[float]) -> float:
+    vertices = [cluster.add_vertex() for _ in range(len(weights) + 1)]
+    for near, far, weight in zip(vertices, vertices[1:], weights, strict=False):
+        cluster.add_edge("K", near, far, w=weight)
+    query = ShortestPath(source=vertices[0], target=vertices[-1], weight="w")
+    (row,) = (await cluster.ask(query)).rows
+    return cast("PathRow", row).length
+
+
+async def test_a_weight_that_is_none_matters_only_where_the_search_comes_to_it(
+    cluster: TwoNodes,
+) -> None:
+    source, middle, aside, target = (cluster.add_vertex() for _ in range(4))
+    cluster.add_edge("K", source, middle, w=1)
+    last = cluster.add_edge("K", middle, target, w=1)
+    cluster.add_edge("K", source, aside, w=4)
+    cluster.add_edge("K", aside, target, w="heavy")
+    query = ShortestPath(source=source, target=target, weight="w")
+    (row,) = (await cluster.ask(query)).rows
+    assert cast("PathRow", row).length == 2
+    cluster.update(last, w=9)
+    with pytest.raises(InvalidRequest, match="edge bafyrei"):
+        await cluster.ask(query)
 
 
 @pytest.mark.parametrize("weight", [-1, "heavy", True])
