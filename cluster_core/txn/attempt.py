@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from cluster_core.errors import Conflict, KotobaError, NoLeader
+from cluster_core.errors import Conflict, KotobaError, NoLeader, RequestError
 from cluster_core.graph.operations import TransactionResult
 from cluster_core.graph.parts import Answer, Part
 from cluster_core.txn.items import result_of
@@ -54,6 +54,7 @@ class Transaction:
         "commit",
         "error",
         "finishing",
+        "holding",
         "home",
         "id",
         "own",
@@ -75,6 +76,8 @@ class Transaction:
         self.commit: Timestamp = 0
         self.applied: list[asyncio.Future[Any]] = []
         """Done when a participant's prepare is applied."""
+        self.holding: set[GroupId] = set()
+        """Participants that were asked to prepare, and may hold an intent of it now or later."""
         self.resumed = False
         self.again = False
         self.result: TransactionResult | None = None
@@ -94,6 +97,14 @@ class Transaction:
             share = self.remote.setdefault(group_of(partition), _Share())
         share.parts.append(part)
         share.operations.append(index)
+
+    def refuse(self, group: GroupId, error: KotobaError) -> None:
+        """``group`` answered its prepare with ``error``. That it is locked, or cannot be, is said
+        where nothing was proposed, and a prepare arrives at most once: no intent is or will be
+        there. Any other error may follow a proposal, of a leader that moved."""
+        if isinstance(error, Conflict | RequestError):
+            self.holding.discard(group)
+        self.fail(error)
 
     def fail(self, error: KotobaError) -> None:
         """Lost against another transaction, or a leader that moved: again; else for good. Of

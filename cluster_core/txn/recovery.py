@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -29,7 +31,7 @@ from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router, confirm
 from cluster_core.storage import keys
 from cluster_core.txn.detach import EdgeDeletion
-from cluster_core.txn.participant import Participant, read_horizon
+from cluster_core.txn.participant import Participant, find_leaders, read_horizon
 from cluster_core.txn.records import (
     CheckRequest,
     DecideRequest,
@@ -42,12 +44,26 @@ from cluster_core.txn.records import (
 from cluster_core.txn.settlement import Committed, Settlement
 from cluster_core.types import GroupId, NodeId, Timestamp
 
-__all__ = ["Recovery"]
+__all__ = ["PAUSE_AFTER", "Recovery", "walk"]
 
 log = logging.getLogger("kotoba.txn")
 
 RECOVER_MAX: Final = 200
-"""Transactions of one group that a sweep recovers at once; the rest wait for the next sweep."""
+"""Transactions of one group that a sweep recovers; the rest wait for the next sweep."""
+
+RECOVER_AT_ONCE: Final = 16
+"""Recoveries of one group under way at a time: they share entries and syncs."""
+
+RECOVERIES_MAX: Final = 64
+"""The same of all groups of a node. After an overload there may be thousands to do, and begun in
+one turn they would hold up all heartbeats, and so be the next overload."""
+
+PAUSE_AFTER: Final = 256
+"""Pairs that a look at a table reads between two pauses: a millisecond or two. A partition may
+remember a hundred thousand requests; read at one go they would hold up all heartbeats for half a
+second."""
+
+_Found = TypeVar("_Found")
 
 _decode_decide = msgspec.msgpack.Decoder(DecideRequest).decode
 _decode_decision = msgspec.msgpack.Decoder(Decision).decode
@@ -73,6 +89,7 @@ class Recovery:
         self._config = config
         self._coordinated: dict[bytes, asyncio.Future[None]] = {}
         """Transactions whose coordinator is at work here, until it has done with them."""
+        self._turns = asyncio.Semaphore(RECOVERIES_MAX)
         router.mesh.handle("txn.decide", self._serve_decide)
 
     @contextmanager
@@ -234,9 +251,31 @@ class Recovery:
             for intent in replica.intents.seen_before(silent_since)
             if intent.transaction not in self._coordinated
         ]
-        await asyncio.gather(
-            *(self._recover_intent(replica, intent) for intent in silent[:RECOVER_MAX])
-        )
+        if not silent:
+            return
+        led = await self._led(sorted({intent.record_group for intent in silent}))
+        ready = [intent for intent in silent if intent.record_group in led]
+        await self._in_turn(partial(self._recover_intent, replica), ready)
+
+    async def _led(self, groups: Sequence[GroupId]) -> set[GroupId]:
+        """Those of ``groups`` that have a leader now or soon: what needs another one would only
+        stand in the way until its deadline."""
+        leaders = await find_leaders(self._router, groups, self._deadline())
+        return {group for group, node in leaders.items() if node is not None}
+
+    async def _in_turn(
+        self, recover: Callable[[_Found], Awaitable[None]], found: Sequence[_Found]
+    ) -> None:
+        """``recover`` the first of what was found, a bounded number at a time."""
+        waiting = deque(found[:RECOVER_MAX])
+
+        async def work() -> None:
+            while waiting:
+                async with self._turns:
+                    if waiting:
+                        await recover(waiting.popleft())
+
+        await asyncio.gather(*(work() for _ in range(min(RECOVER_AT_ONCE, len(waiting)))))
 
     async def _recover_intent(self, replica: Replica, intent: Intent) -> None:
         deadline = self._deadline()
@@ -256,7 +295,9 @@ class Recovery:
         """Carry on with the records of a led group whose coordinator was silent since ``old``."""
         committed: list[Committed] = []
         staged: list[tuple[bytes, TransactionRecord]] = []
-        for transaction, record in _records(replica):
+        prefix = len(keys.table_prefix(replica.group, keys.RECORD))
+        async for key, value in walk(replica, keys.RECORD):
+            transaction, record = key[prefix:], decode_record(value)
             if record.begin > old or transaction in self._coordinated:
                 continue
             if record.state is RecordState.STAGING:
@@ -269,12 +310,22 @@ class Recovery:
                     self._settlement.finish_alone(found)
         await asyncio.gather(
             self._settlement.finish(committed[:RECOVER_MAX]),
-            *(self._recover_record(replica, *one) for one in staged[:RECOVER_MAX]),
+            self._recover_staged(replica, staged),
         )
 
-    async def _recover_record(
-        self, replica: Replica, transaction: bytes, record: TransactionRecord
+    async def _recover_staged(
+        self, replica: Replica, staged: Sequence[tuple[bytes, TransactionRecord]]
     ) -> None:
+        if not staged:
+            return
+        led = await self._led(sorted({group for _, one in staged for group in one.participants}))
+        ready = [one for one in staged if led.issuperset(one[1].participants)]
+        await self._in_turn(partial(self._recover_record, replica), ready)
+
+    async def _recover_record(
+        self, replica: Replica, found: tuple[bytes, TransactionRecord]
+    ) -> None:
+        transaction, record = found
         try:
             await self.decide(replica.group, transaction, record.begin, self._deadline())
         except KotobaError as error:
@@ -284,8 +335,14 @@ class Recovery:
         return asyncio.get_running_loop().time() + self._config.limits.timeout_ms / 1000
 
 
-def _records(replica: Replica) -> list[tuple[bytes, TransactionRecord]]:
-    """The applied transaction records of a group, by transaction."""
-    return [
-        (transaction, decode_record(value)) for transaction, value in replica.table(keys.RECORD)
-    ]
+async def walk(replica: Replica, table: bytes) -> AsyncGenerator[tuple[bytes, bytes], None]:
+    """The applied pairs of a table, as of now, with pauses."""
+    scan = replica.scan(table)
+    unpaused = 0
+    while pairs := scan.fetch():
+        for pair in pairs:
+            yield pair
+        unpaused += len(pairs)
+        if unpaused >= PAUSE_AFTER:
+            unpaused = 0
+            await asyncio.sleep(0)

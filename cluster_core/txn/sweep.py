@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Final
 
 from cluster_core.config import ClusterConfig
@@ -20,8 +21,8 @@ from cluster_core.storage import keys
 from cluster_core.txn.items import decode_dedupe
 from cluster_core.txn.participant import read_horizon
 from cluster_core.txn.records import RecordState, decode_record
-from cluster_core.txn.recovery import Recovery
-from cluster_core.types import Timestamp
+from cluster_core.txn.recovery import Recovery, walk
+from cluster_core.types import GroupId, Timestamp
 
 __all__ = ["Sweep"]
 
@@ -30,12 +31,12 @@ log = logging.getLogger("kotoba.sweep")
 FORGET_EVERY: Final = 60
 """Sweeps between two looks for what has expired; a look reads whole tables."""
 
-PAUSE_AFTER: Final = 256
-"""Pairs that a look reads between two pauses: a millisecond or two. A partition may remember a
-hundred thousand requests; read at one go they would hold up all heartbeats for half a second."""
-
 FORGET_MAX: Final = 1_000
 """Entries of a kind forgotten by one command, so that no entry of the log becomes a giant."""
+
+FORGET_PAUSE_S: Final = 0.02
+"""Between two such commands, of some milliseconds each: what expires faster than that was written
+faster than that."""
 
 _Pair = tuple[bytes, bytes]
 
@@ -60,9 +61,15 @@ class Sweep:
         return [one for one in self._router.host.replicas.values() if one.evaluation is not None]
 
     async def _recover_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self._config.sweep_interval_ms / 1000)
-            await asyncio.gather(*(self._guarded(self._recover, one) for one in self._led()))
+        """Each group for itself, so that none waits for what another one lacks."""
+        under_way: dict[GroupId, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await asyncio.sleep(self._config.sweep_interval_ms / 1000)
+                for replica in self._led():
+                    before = under_way.get(replica.group)
+                    if before is None or before.done():
+                        under_way[replica.group] = tasks.create_task(self._recover(replica))
 
     async def _forget_forever(self) -> None:
         """One group after the other: together they take the share of one."""
@@ -81,11 +88,19 @@ class Sweep:
             log.exception("the sweep of group %d failed", replica.group)
 
     async def _recover(self, replica: Replica) -> None:
-        silence_ms = self._config.coordinator_silence_ms
-        silent_since = asyncio.get_running_loop().time() - silence_ms / 1000
-        if replica.intents:
-            await self._recovery.recover_intents(replica, silent_since)
-        await self._recovery.recover_records(replica, self._ago(silence_ms))
+        await asyncio.gather(
+            self._guarded(self._recover_intents, replica),
+            self._guarded(self._recover_records, replica),
+        )
+
+    async def _recover_intents(self, replica: Replica) -> None:
+        silence_s = self._config.coordinator_silence_ms / 1000
+        silent_since = asyncio.get_running_loop().time() - silence_s
+        await self._recovery.recover_intents(replica, silent_since)
+
+    async def _recover_records(self, replica: Replica) -> None:
+        old = self._ago(self._config.coordinator_silence_ms)
+        await self._recovery.recover_records(replica, old)
 
     def _ago(self, ms: int) -> Timestamp:
         return self._clock.latest - (ms << 16)
@@ -93,61 +108,60 @@ class Sweep:
     async def _forget(self, replica: Replica) -> None:
         """Refusals and ABORTED records behind the horizon, which itself moves first; and dedupe
         entries older than they are promised to be kept."""
-        evaluation = replica.evaluation
-        if evaluation is None:
-            return
         horizon = self._ago(self._config.transaction_horizon_ms)
-        behind = await self._behind(replica, horizon)
-        expired = await self._expired_dedupe(replica)
-        if replica.evaluation is not evaluation:
+        oldest = self._ago(self._config.dedupe_retention_ms)
+
+        def is_behind(begin: bytes) -> bool:
+            return int.from_bytes(begin, "big") <= horizon
+
+        def is_aborted_behind(value: bytes) -> bool:
+            record = decode_record(value)
+            return record.state is RecordState.ABORTED and record.begin <= horizon
+
+        def has_expired(value: bytes) -> bool:
+            return decode_dedupe(value).timestamp < oldest
+
+        await self._forget_in(replica, keys.REFUSAL, is_behind, horizon)
+        await self._forget_in(replica, keys.RECORD, is_aborted_behind, horizon)
+        kept = await self._forget_in(replica, keys.DEDUPE, has_expired)
+        # Full of what must be kept, the partition takes no more.
+        replica.dedupe_full = kept >= self._config.dedupe_entries_max
+
+    async def _forget_in(
+        self,
+        replica: Replica,
+        table: bytes,
+        is_gone: Callable[[bytes], bool],
+        horizon: Timestamp = 0,
+    ) -> int:
+        """Remove the entries of ``table`` whose value says so; how many stay."""
+        page: list[_Pair] = []
+        kept = 0
+        async with aclosing(walk(replica, table)) as pairs:
+            async for key, value in pairs:
+                if not is_gone(value):
+                    kept += 1
+                    continue
+                page.append((key, value))
+                if len(page) == FORGET_MAX:
+                    await self._remove(replica, page, horizon)
+                    await asyncio.sleep(FORGET_PAUSE_S)
+                    page = []
+        await self._remove(replica, page, horizon)
+        return kept
+
+    async def _remove(self, replica: Replica, pairs: list[_Pair], horizon: Timestamp) -> None:
+        """Those that are still as they were read, some time ago and beside what is in flight."""
+        if not pairs:
             return
-        # It was read some time ago, and beside what is in flight.
-        gone = [key for key, value in behind + expired if evaluation.plain(key) == value]
+        draft, evaluation = replica.draft(), replica.evaluation
+        assert evaluation is not None
+        gone = [key for key, value in pairs if evaluation.plain(key) == value]
         if not gone:
             return
-        draft = replica.draft()
         draft.advance(self._clock.now())
-        if behind and horizon > read_horizon(evaluation):
+        if horizon > read_horizon(evaluation):
             draft.put(keys.state(replica.group, b"horizon"), horizon.to_bytes(8, "big"))
         for key in gone:
             draft.delete(key)
         await replica.propose(draft, asyncio.get_running_loop().time() + self._deadline_s)
-
-    async def _behind(self, replica: Replica, horizon: Timestamp) -> list[_Pair]:
-        """The first of those behind the horizon."""
-        behind: list[_Pair] = []
-        async for key, begin in _read(replica, keys.REFUSAL):
-            if int.from_bytes(begin, "big") <= horizon and len(behind) < FORGET_MAX:
-                behind.append((key, begin))
-        async for key, value in _read(replica, keys.RECORD):
-            record = decode_record(value)
-            aborted = record.state is RecordState.ABORTED and record.begin <= horizon
-            if aborted and len(behind) < FORGET_MAX:
-                behind.append((key, value))
-        return behind
-
-    async def _expired_dedupe(self, replica: Replica) -> list[_Pair]:
-        """Also counts what is kept: a partition whose dedupe entries are full takes no more."""
-        oldest = self._ago(self._config.dedupe_retention_ms)
-        expired: list[_Pair] = []
-        kept = 0
-        async for key, value in _read(replica, keys.DEDUPE):
-            if decode_dedupe(value).timestamp >= oldest:
-                kept += 1
-            elif len(expired) < FORGET_MAX:
-                expired.append((key, value))
-        replica.dedupe_full = kept >= self._config.dedupe_entries_max
-        return expired
-
-
-async def _read(replica: Replica, table: bytes) -> AsyncIterator[_Pair]:
-    """The applied pairs of a table, as of now, with pauses."""
-    scan = replica.scan(table)
-    unpaused = 0
-    while pairs := scan.fetch():
-        for pair in pairs:
-            yield pair
-        unpaused += len(pairs)
-        if unpaused >= PAUSE_AFTER:
-            unpaused = 0
-            await asyncio.sleep(0)

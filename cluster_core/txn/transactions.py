@@ -176,6 +176,7 @@ class Transactions:
                     share.parts,
                     share.operations if transaction.request.indexed else [],
                 )
+                transaction.holding.add(group)
                 by_node.setdefault(node, []).append((transaction, item))
         asked = [self._prepare_at(node, pairs, deadline) for node, pairs in by_node.items()]
         await asyncio.gather(*asked)
@@ -202,7 +203,7 @@ class Transactions:
                 error = error_from_fields(answer.error)
                 if isinstance(error, NoLeader):
                     self._router.forget(item.group)
-                transaction.fail(error)
+                transaction.refuse(item.group, error)
             transaction.answers.update(answer.answers)
             transaction.applied.append(done)
 
@@ -357,9 +358,13 @@ class Transactions:
             )
 
     def _abandon(self, transaction: Transaction) -> None:
-        """Never staged, and it will not be: take its intents away."""
-        items = [(group, transaction.id, transaction.begin, 0) for group in transaction.remote]
-        self._settlement.resolve_later(items)
+        """Never staged, and it will not be: take its intents away, where there may be any. One
+        that is overlooked would only wait for the sweep."""
+        items = [
+            (group, transaction.id, transaction.begin, 0) for group in sorted(transaction.holding)
+        ]
+        if items:
+            self._settlement.resolve_later(items)
 
     # 4. Finish.
 

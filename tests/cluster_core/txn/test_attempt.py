@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from cluster_core.errors import Conflict, KotobaError, NoLeader, PreconditionFailed
+from cluster_core.errors import (
+    Conflict,
+    KotobaError,
+    NoLeader,
+    OutcomeUnknown,
+    PreconditionFailed,
+    StorageFull,
+)
 from cluster_core.graph.parts import Answer, DropVertex
 from cluster_core.txn.attempt import Request, Transaction
 from cluster_core.txn.records import RecordState, TransactionRecord, decode_record
@@ -39,6 +46,24 @@ def test_what_lost_against_another_or_found_no_leader_is_tried_again(error: Koto
     one = attempt()
     one.fail(error)
     assert (one.open, one.again, one.error) == (False, True, None)
+
+
+@pytest.mark.parametrize("error", [Conflict("locked"), failed(0)])
+def test_who_refuses_for_certain_holds_nothing_of_it(error: KotobaError) -> None:
+    one = attempt()
+    one.holding = {1, 2}
+    one.refuse(2, error)
+    assert one.holding == {1}
+    assert not one.open
+
+
+@pytest.mark.parametrize("error", [NoLeader("moved"), OutcomeUnknown("late"), StorageFull("full")])
+def test_who_may_have_prepared_before_it_failed_may_hold_it(error: KotobaError) -> None:
+    one = attempt()
+    one.holding = {1, 2}
+    one.refuse(2, error)
+    assert one.holding == {1, 2}
+    assert not one.open
 
 
 @pytest.mark.parametrize("order", [(0, 2), (2, 0)])

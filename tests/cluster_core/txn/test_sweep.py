@@ -9,12 +9,14 @@ import pytest
 
 from cluster_core.cluster import KotobaCluster
 from cluster_core.config import ClusterConfig, ReplicationConfig
+from cluster_core.replication.command import decode_command
 from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
 from cluster_core.txn.items import DedupeEntry, encode_dedupe
 from cluster_core.txn.participant import read_horizon
 from cluster_core.txn.records import RecordState, TransactionRecord, encode_record
-from cluster_core.txn.sweep import PAUSE_AFTER
+from cluster_core.txn.recovery import PAUSE_AFTER
+from cluster_core.txn.sweep import FORGET_MAX
 from cluster_core.types import Timestamp
 from tests.cluster_core.single_node import single_node
 
@@ -85,6 +87,23 @@ async def test_traces_of_aborts_go_behind_a_horizon(cluster: KotobaCluster) -> N
     assert not replica.table(keys.REFUSAL)
     assert replica.evaluation is not None
     assert OLD <= read_horizon(replica.evaluation) < now
+
+
+async def test_more_than_one_command_may_remove_goes_in_one_look(cluster: KotobaCluster) -> None:
+    count = 2 * FORGET_MAX + 1
+    refusals = {
+        keys.refusal(1, number.to_bytes(16, "big")): OLD.to_bytes(8, "big")
+        for number in range(count)
+    }
+    await put(cluster, refusals | {dedupe_key(number): entry(OLD) for number in range(count)})
+    replica = partition(cluster)
+    first = replica.log.last_index() + 1
+    await forget(cluster)
+    assert not replica.table(keys.REFUSAL)
+    assert not replica.table(keys.DEDUPE)
+    commands = replica.log.entries(first, replica.log.last_index() + 1, 1 << 30)
+    deleted = [len(decode_command(one.data).deletes) for one in commands if one.data]
+    assert [number for number in deleted if number] == [FORGET_MAX, FORGET_MAX, 1] * 2
 
 
 async def test_a_look_at_very_many_requests_holds_nobody_up(cluster: KotobaCluster) -> None:

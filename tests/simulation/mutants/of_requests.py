@@ -30,7 +30,7 @@ from cluster_core.replication.replica import Replica
 from cluster_core.txn import executor
 from cluster_core.txn.items import DedupeEntry, Item, decode_dedupe
 from cluster_core.txn.sweep import Sweep
-from cluster_core.types import Digest, partition_of
+from cluster_core.types import Digest, Timestamp, partition_of
 from tests.simulation.mutants.hunt import Everywhere, Mutant, Whole
 from tests.simulation.request_schedules import (
     SHORT_OF_MEMORY,
@@ -108,16 +108,20 @@ def answers_whatever_is_asked(patch: pytest.MonkeyPatch) -> None:
 
 def forgets_keys_by_itself(patch: pytest.MonkeyPatch) -> None:
     """What has expired goes from the leader's disk, not through the log."""
-    expired = Sweep._expired_dedupe
+    remove = Sweep._remove
 
-    async def here(self: Sweep, replica: Replica) -> list[tuple[bytes, bytes]]:
+    async def here(
+        self: Sweep, replica: Replica, pairs: list[tuple[bytes, bytes]], horizon: Timestamp
+    ) -> None:
+        if horizon:
+            await remove(self, replica, pairs, horizon)
+            return
         batch = replica._engine.batch()
-        for key, _ in await expired(self, replica):
+        for key, _ in pairs:
             batch.delete(DATA, key)
         replica._engine.write(batch)
-        return []
 
-    patch.setattr(Sweep, "_expired_dedupe", here)
+    patch.setattr(Sweep, "_remove", here)
 
 
 def looks_where_a_name_points(patch: pytest.MonkeyPatch) -> None:
