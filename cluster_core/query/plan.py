@@ -24,7 +24,7 @@ import msgspec
 
 from cluster_core.config import LimitConfig
 from cluster_core.errors import InvalidRequest
-from cluster_core.graph.values import Value, problem_of
+from cluster_core.graph.values import Value, problem_of, problem_of_text
 from cluster_core.types import Digest
 
 __all__ = [
@@ -249,6 +249,7 @@ def _problems(query: Query, limits: LimitConfig) -> Iterator[Problem]:
             if query.source is not None:
                 yield from _check_digests("source", (query.source,), 1)
         case FindNodes() | FindEdges():
+            yield from _check_labels(query)
             yield from _check_between("limit", query.limit, 1, limits.query_rows_max)
             yield from _check_where("where", query.where)
             yield from _check_order(query.order_by)
@@ -263,6 +264,7 @@ def _problems(query: Query, limits: LimitConfig) -> Iterator[Problem]:
             yield from _check_edge_labels(query.edge_labels, limits)
         case Neighbours():
             yield from _check_digests("vertex", (query.vertex,), 1)
+            yield from _check_label("label", query.label)
             yield from _check_between("limit", query.limit, 1, limits.query_rows_max)
         case History():
             yield from _check_digests("digest", (query.digest,), 1)
@@ -276,6 +278,7 @@ def _check_count(query: Count) -> Iterator[Problem]:
         yield "labels", "an edge has one label; say label"
     if query.of == "nodes" and query.label is not None:
         yield "label", "a node has a set of labels; say labels"
+    yield from _check_labels(query)
     yield from _check_where("where", query.where)
 
 
@@ -304,6 +307,25 @@ def _check_traverse(query: Traverse, limits: LimitConfig) -> Iterator[Problem]:
 def _check_edge_labels(labels: tuple[str, ...] | None, limits: LimitConfig) -> Iterator[Problem]:
     if labels is not None and len(labels) > limits.label_count_max:
         yield "edge_labels", f"at most {limits.label_count_max} labels"
+        return
+    for place, label in enumerate(labels or ()):
+        yield from _check_label(f"edge_labels.{place}", label)
+
+
+def _check_labels(query: FindNodes | FindEdges | Count) -> Iterator[Problem]:
+    if not isinstance(query, FindNodes):
+        yield from _check_label("label", query.label)
+    if not isinstance(query, FindEdges):
+        for place, label in enumerate(query.labels):
+            yield from _check_label(f"labels.{place}", label)
+
+
+def _check_label(where: str, label: str | None) -> Iterator[Problem]:
+    """No label has a NUL in it; behind one, an index would look for pieces of digests."""
+    if label is not None and "\0" in label:
+        yield where, f"{label[:80]!r} has a NUL in it"
+    elif label is not None and (why := problem_of_text(label)) is not None:
+        yield where, why
 
 
 def _check_digests(where: str, digests: tuple[Digest, ...], count_max: int) -> Iterator[Problem]:
