@@ -126,6 +126,7 @@ class LimitConfig:
     query_rows_max: int = 10_000
     query_depth_max: int = 50
     query_visited_max: int = 1_000_000
+    """Vertices; of a traversal whose rows are edges, edges as well."""
     query_scanned_max: int = 5_000_000
     query_held_max: int = 1_000_000
     """Edges and ways that a path with weights holds in memory, at 0.3 kB each."""

@@ -8,7 +8,7 @@ from typing import Final
 from cluster_core.graph.values import Value
 from cluster_core.ports import DATA
 from cluster_core.query.predicates import Predicate, predicate
-from cluster_core.query.tasks import Adjacency, ExpandResult, ExpandTask
+from cluster_core.query.tasks import Adjacency, ExpandResult, ExpandTask, as_weight
 from cluster_core.query.work import ALL_VERSIONS, Work, properties_of
 from cluster_core.storage import keys
 from cluster_core.types import Digest, group_of
@@ -152,4 +152,4 @@ def _keep_entry(
     kept.fars.append(entries.fars[place])
     kept.edges.append(entries.edges[place])
     if weight is not None:
-        kept.weights.append(properties.get(weight))
+        kept.weights.append(as_weight(properties.get(weight)))

@@ -15,6 +15,7 @@ from cluster_core.query.tasks import (
     LocateResult,
     LocateTask,
     Stored,
+    as_weight,
 )
 from cluster_core.query.work import Work, fitting, properties_of
 from cluster_core.storage import keys
@@ -70,9 +71,8 @@ def _add_wanted(task: LoadTask, result: LoadResult, stored: Stored | None) -> in
         result.marks.append(there)
         return 0
     assert task.weight is not None
-    result.weights.append(
-        properties_of(stored.record).get(task.weight) if stored is not None and there else None
-    )
+    found = properties_of(stored.record).get(task.weight) if stored is not None and there else None
+    result.weights.append(as_weight(found))
     return 0
 
 

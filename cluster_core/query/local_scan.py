@@ -282,23 +282,28 @@ async def count(task: CountTask, work: Work) -> CountResult:
 
 async def _count(task: CountTask, work: Work) -> CountResult:
     """Where the index alone knows how many there are, 1 us each; where records are read, 8."""
-    groups = _Groups(task.groups_max)
+    groups = _Groups(task.groups_max, work.budget.bytes)
     enter = _enter_entries if task.access.counts(task.group_by) else _enter_records
     for partition in sorted(set(task.partitions)):
         await work.settle(partition, None)
         for _ in enter(task, partition, groups, work):
             await work.breathe()
-            bound = "groups" if groups.too_many else "scanned" if work.exhausted else None
+            bound = groups.bound or ("scanned" if work.exhausted else None)
             if bound is not None:
-                return CountResult(work.scanned, groups.counted(), bound)
+                # Of too many groups, or too large ones, nobody wants to see any.
+                counted = [] if groups.bound else groups.counted()
+                return CountResult(work.scanned, counted, bound)
     return CountResult(work.scanned, groups.counted())
 
 
 class _Groups:
     """How many there are of each value."""
 
-    def __init__(self, count_max: int) -> None:
+    def __init__(self, count_max: int, size_max: int) -> None:
         self._count_max = count_max
+        self._size_max = size_max
+        self._size = 0
+        """Of the keys: each is about as large as its value."""
         self._counts: dict[bytes, int] = {}
         self._values: dict[bytes, Value] = {}
 
@@ -307,15 +312,22 @@ class _Groups:
 
     def add(self, key: bytes, value: Value, count: int = 1) -> None:
         """``key``: of ``order_key``. Values that compare as equal are told as the first of them."""
+        if key not in self._counts:
+            if self.bound is not None:
+                return
+            self._values[key] = value
+            self._size += len(key)
         self._counts[key] = self._counts.get(key, 0) + count
-        self._values.setdefault(key, value)
 
     def add_more(self, key: bytes, count: int) -> None:
         self._counts[key] += count
 
     @property
-    def too_many(self) -> bool:
-        return len(self._counts) > self._count_max
+    def bound(self) -> str | None:
+        """What the groups are too much for; more are not taken then."""
+        if len(self._counts) > self._count_max:
+            return "groups"
+        return "bytes" if self._size > self._size_max else None
 
     def counted(self) -> list[tuple[Value, int]]:
         return [(self._values[key], self._counts[key]) for key in sorted(self._counts)]

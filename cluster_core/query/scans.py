@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -161,15 +162,21 @@ async def count(query: Count, gather: Gather) -> Answer:
         CountResult,
     )
     _note_index(gather, access, any(result.refused for _, result in asked))
+    bounds = {result.bound for _, result in asked}
     counts: dict[bytes, tuple[Value, int]] = {}
     for _, result in asked:
-        for value, number in result.groups:
-            key = order_key(value)
-            counts[key] = (value, counts.get(key, (value, 0))[1] + number)
-    bounds = {result.bound for _, result in asked}
+        for chunk in in_chunks(result.groups, PAUSE_AFTER):
+            for value, number in chunk:
+                key = order_key(value)
+                counts[key] = (value, counts.get(key, (value, 0))[1] + number)
+            await asyncio.sleep(0)
     if "groups" in bounds or len(counts) > groups_max:
         detail = f"group_by makes more than {groups_max} groups"
         raise TooLarge.beyond("query_rows_max", groups_max, detail)
+    size_max = gather.limits.query_bytes_max
+    if "bytes" in bounds or sum(map(len, counts)) > size_max:
+        detail = f"group_by makes groups of more than {size_max} bytes"
+        raise TooLarge.beyond("query_bytes_max", size_max, detail)
     bound = "scanned" if "scanned" in bounds else None
     if query.group_by is None:
         return Answer(rows=[CountRow(count=sum(n for _, n in counts.values()))], bound=bound)

@@ -38,6 +38,7 @@ __all__ = [
     "Stored",
     "Task",
     "TaskRequest",
+    "as_weight",
     "decode_request",
     "decode_result",
     "encode_request",
@@ -45,6 +46,12 @@ __all__ = [
 ]
 
 _Position = bytes
+
+
+def as_weight(value: Value) -> Value:
+    """The value of a weight as it travels: of one that is no number only that it is none (False),
+    since it may be as large as an entity."""
+    return value if value is None or isinstance(value, int | float) else False
 
 
 class Budget(msgspec.Struct, array_like=True, frozen=True):
@@ -107,7 +114,7 @@ class LoadTask(msgspec.Struct, array_like=True, frozen=True, tag=1):
     ``exact``: versions by their CIDs, each in the partition of its entity.
 
     ``want`` records: the records that satisfy ``where``. marks: only whether they do. weights: the
-    value of the property ``weight``.
+    property ``weight``, as :func:`as_weight` has it.
     """
 
     partitions: list[int]
@@ -242,7 +249,8 @@ class CountResult(msgspec.Struct, array_like=True, tag=4):
     scanned: int
     groups: list[tuple[Value, int]]
     bound: str | None = None
-    """scanned; or groups, when there are more than ``groups_max``."""
+    """scanned; or with no groups at all: groups, when there are more than ``groups_max``, and
+    bytes, when they are larger than the budget."""
     refused: bool = False
     """As in :class:`ScanResult`."""
 

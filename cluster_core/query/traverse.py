@@ -250,11 +250,15 @@ class _EdgeWalk(_Walk):
 
     def followed(self, entries: Entries) -> None:
         ends, told, columns = self._ends, self._told, entries.entries
+        room = self.gather.limits.query_visited_max - len(told)
         at = 0
         for vertex, number in zip(entries.vertices, columns.counts, strict=False):
             for place in range(at, at + number):
                 edge, far = columns.edges[place], columns.fars[place]
                 if edge not in told and edge not in ends:
+                    if len(ends) >= room:
+                        self.gather.bound = "visited"
+                        return
                     ends[edge] = (vertex if entries.outward else far, far)
                     self._fresh_fars.append(far)
             at += number

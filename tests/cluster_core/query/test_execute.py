@@ -44,6 +44,7 @@ from cluster_core.query.results import (
     CountRow,
     PathRow,
     QueryResult,
+    TraversedEdge,
     TraversedVertex,
     VersionRow,
 )
@@ -409,6 +410,20 @@ async def test_too_many_groups_are_an_error(cluster: TwoNodes) -> None:
         await cluster.ask(Count(labels=("Ray",), group_by="n"), limits=limits)
 
 
+@pytest.mark.parametrize("indexed", [False, True])
+async def test_groups_of_too_many_bytes_are_an_error(cluster: TwoNodes, indexed: bool) -> None:
+    """Those of one node, or of all of them together; without their values on the way."""
+    for n in range(12):
+        cluster.add_vertex("L", text=f"{n}" + "x" * 400)
+    if indexed:
+        cluster.finish_index(cluster.begin_index("L", "text"))
+    query = Count(labels=("L",), group_by="text")
+    assert len((await cluster.ask(query)).rows) == 12
+    for size_max in (1_000, 4_000):
+        with pytest.raises(TooLarge, match="query_bytes_max"):
+            await cluster.ask(query, limits=LimitConfig(query_bytes_max=size_max))
+
+
 @pytest.mark.parametrize("order_by", [(), (OrderBy("n"),)])
 async def test_pages_end_before_they_are_too_many_bytes(
     cluster: TwoNodes, order_by: tuple[OrderBy, ...]
@@ -461,6 +476,20 @@ async def test_a_traversal_visits_no_more_than_its_bound(cluster: TwoNodes) -> N
     edges = await cluster.ask(Traverse(start=(hub,), max_depth=2, return_="edges"), limits=limits)
     assert len(edges.rows) == 19
     assert edges.bound == "visited"
+
+
+async def test_a_traversal_follows_no_more_edges_than_its_bound(cluster: TwoNodes) -> None:
+    """Many edges between few vertices, in one hop and in several."""
+    a, b = cluster.add_vertex(), cluster.add_vertex()
+    for _ in range(30):
+        cluster.add_edge("K", a, b)
+        cluster.add_edge("K", b, a)
+    for depth, visited_max in ((1, 20), (2, 50)):
+        query = Traverse(start=(a,), max_depth=depth, return_="edges")
+        result = await cluster.ask(query, limits=LimitConfig(query_visited_max=visited_max))
+        assert len({cast("TraversedEdge", row).edge.digest for row in result.rows}) == visited_max
+        assert (result.truncated, result.bound) == (True, "visited")
+    assert not (await cluster.ask(query, limits=LimitConfig(query_visited_max=60))).truncated
 
 
 async def test_a_traversal_reads_no_more_than_its_bound(cluster: TwoNodes) -> None:
@@ -613,6 +642,29 @@ async def test_a_weight_that_is_none_matters_only_where_the_search_comes_to_it(
     cluster.update(last, w=9)
     with pytest.raises(InvalidRequest, match="edge bafyrei"):
         await cluster.ask(query)
+
+
+@pytest.mark.parametrize("inward", [False, True])
+async def test_a_weight_that_is_no_number_does_not_travel(
+    cluster: TwoNodes, monkeypatch: pytest.MonkeyPatch, inward: bool
+) -> None:
+    a, b = cluster.add_vertex(), cluster.add_vertex()
+    while cluster.alpha.serving_node(cluster.home(a)) == "alpha":
+        a = cluster.add_vertex()
+    cluster.add_edge("K", a, b, w="x" * 100_000)
+    answers: list[bytes] = []
+    run_remote = cluster.alpha.run_remote
+
+    async def recorded(node: str, task: bytes) -> bytes:
+        answers.append(await run_remote(node, task))
+        return answers[-1]
+
+    monkeypatch.setattr(cluster.alpha, "run_remote", recorded)
+    ends = {"source": b, "target": a, "direction": "in"} if inward else {"source": a, "target": b}
+    with pytest.raises(InvalidRequest, match="no number"):
+        await cluster.ask(ShortestPath(weight="w", **ends))
+    assert answers
+    assert max(map(len, answers)) < 1_000
 
 
 @pytest.mark.parametrize("weight", [-1, "heavy", True])
