@@ -17,7 +17,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
@@ -51,6 +51,10 @@ log = logging.getLogger("kotoba.txn")
 RECOVER_MAX: Final = 200
 """Transactions of one group that a sweep recovers; the rest wait for the next sweep."""
 
+FINISH_MAX: Final = 1_000
+"""Committed transactions that a sweep finishes at a time: all of a group's share a few entries. It
+goes on until none is left, since an overload may have left more than a sweep's share each time."""
+
 RECOVER_AT_ONCE: Final = 16
 """Recoveries of one group under way at a time: they share entries and syncs."""
 
@@ -62,6 +66,10 @@ PAUSE_AFTER: Final = 256
 """Pairs that a look at a table reads between two pauses: a millisecond or two. A partition may
 remember a hundred thousand requests; read at one go they would hold up all heartbeats for half a
 second."""
+
+REST: Final = 4.0
+"""How much longer than its reading such a pause is: a look at a huge table takes a fifth of a core,
+however often it comes."""
 
 _Found = TypeVar("_Found")
 
@@ -296,21 +304,25 @@ class Recovery:
         committed: list[Committed] = []
         staged: list[tuple[bytes, TransactionRecord]] = []
         prefix = len(keys.table_prefix(replica.group, keys.RECORD))
-        async for key, value in walk(replica, keys.RECORD):
-            transaction, record = key[prefix:], decode_record(value)
-            if record.begin > old or transaction in self._coordinated:
-                continue
-            if record.state is RecordState.STAGING:
-                staged.append((transaction, record))
-            elif record.state is RecordState.COMMITTED:
-                found = (replica.group, transaction, encode_record(record))
-                if not record.detach:
-                    committed.append(found)
-                elif not self._deletion.is_running(transaction):
-                    self._settlement.finish_alone(found)
+        async with aclosing(walk(replica, keys.RECORD)) as records:
+            async for key, value in records:
+                transaction, record = key[prefix:], decode_record(value)
+                if record.begin > old or transaction in self._coordinated:
+                    continue
+                if record.state is RecordState.STAGING:
+                    if len(staged) < RECOVER_MAX:
+                        staged.append((transaction, record))
+                elif record.state is RecordState.COMMITTED:
+                    found = (replica.group, transaction, value)
+                    if not record.detach:
+                        committed.append(found)
+                    elif not self._deletion.is_running(transaction):
+                        self._settlement.finish_alone(found)
+                if len(committed) == FINISH_MAX:
+                    await self._settlement.finish(committed)
+                    committed = []
         await asyncio.gather(
-            self._settlement.finish(committed[:RECOVER_MAX]),
-            self._recover_staged(replica, staged),
+            self._settlement.finish(committed), self._recover_staged(replica, staged)
         )
 
     async def _recover_staged(
@@ -337,12 +349,13 @@ class Recovery:
 
 async def walk(replica: Replica, table: bytes) -> AsyncGenerator[tuple[bytes, bytes], None]:
     """The applied pairs of a table, as of now, with pauses."""
+    loop = asyncio.get_running_loop()
     scan = replica.scan(table)
-    unpaused = 0
+    unpaused, began = 0, loop.time()
     while pairs := scan.fetch():
         for pair in pairs:
             yield pair
         unpaused += len(pairs)
         if unpaused >= PAUSE_AFTER:
-            unpaused = 0
-            await asyncio.sleep(0)
+            await asyncio.sleep(REST * (loop.time() - began))
+            unpaused, began = 0, loop.time()
