@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import cast
@@ -81,7 +82,7 @@ async def test_all_edges_go_with_it_and_no_entry_is_large(cluster: KotobaCluster
     # The record goes behind the answer, once all intents are resolved.
     replicas = cluster.node.host.replicas.values()
     async with asyncio.timeout(30):
-        while any(replica.table(keys.RECORD) for replica in replicas):
+        while any(replica.table(keys.RECORD) for replica in replicas):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     assert not any(replica.intents or replica.table(keys.INTENT) for replica in replicas)
 
