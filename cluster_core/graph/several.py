@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Final
 
 import msgspec
 
@@ -68,9 +67,6 @@ __all__ = [
     "show",
     "wanted",
 ]
-
-_VERTEX_PREFIX: Final = 35
-"""Group, table, digest: what the adjacency keys of one vertex have in common."""
 
 
 # What a request means
@@ -227,10 +223,10 @@ class _Sight:
                 self._unlink(keys.in_edge(group, target, label, digest))
 
     def _link(self, key: bytes, other: bytes) -> None:
-        self._adjacency.setdefault(key[:_VERTEX_PREFIX], {})[key] = other
+        self._adjacency.setdefault(key[: keys.ADJACENCY_PREFIX], {})[key] = other
 
     def _unlink(self, key: bytes) -> None:
-        self._adjacency.get(key[:_VERTEX_PREFIX], {}).pop(key, None)
+        self._adjacency.get(key[: keys.ADJACENCY_PREFIX], {}).pop(key, None)
 
 
 def decompose_several(
@@ -315,7 +311,7 @@ class _Layer:
         return self.below.newest(user_key) if value is None else (NOT_YET, value)
 
     def scan_newest(self, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        assert len(prefix) == _VERTEX_PREFIX, "evaluations scan the edges of a vertex"
+        assert len(prefix) == keys.ADJACENCY_PREFIX, "evaluations scan the edges of a vertex"
         own = {key: self.writes[key] for key in self._by_vertex.get(prefix, ())}
         live = [(key, value) for key, value in own.items() if value]
         if len(live) < limit:
@@ -327,7 +323,7 @@ class _Layer:
         if user_key in self.writes:
             self.rewritten.add(user_key)
         else:
-            self._by_vertex.setdefault(user_key[:_VERTEX_PREFIX], []).append(user_key)
+            self._by_vertex.setdefault(user_key[: keys.ADJACENCY_PREFIX], []).append(user_key)
         self.writes[user_key] = value
 
     def cancelled(self) -> set[bytes]:

@@ -30,6 +30,8 @@ __all__ = ["HISTORY", "Draft", "Evaluation"]
 HISTORY: Final = b"history"
 """Name of the state that holds a partition's horizon (``history.py``)."""
 
+_ADJACENCY: Final = keys.OUT + keys.IN
+
 
 class Evaluation:
     """The view of one partition's leader, for one term. Implements ``graph.evaluate.View``."""
@@ -46,6 +48,9 @@ class Evaluation:
         """Readers elsewhere wait to hear that it is committed."""
         self._engine = engine
         self._versions: dict[bytes, tuple[Timestamp, bytes, int]] = {}
+        self._adjacent: dict[bytes, dict[bytes, None]] = {}
+        """Keys of ``_versions`` that are adjacency, by what those of a vertex begin with: a turn
+        may delete a thousand vertices, and each looks for its own."""
         self._plain: dict[bytes, tuple[bytes | None, int]] = {}
         self._intents: dict[bytes, Intent] = {}
         self._flight: deque[Draft] = deque()
@@ -61,12 +66,10 @@ class Evaluation:
         return mvcc.newest(self._engine, user_key)
 
     def scan_newest(self, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """Up to ``limit`` live keys with ``prefix`` and their newest values."""
-        ahead = {
-            user_key: value
-            for user_key, (_, value, _) in self._versions.items()
-            if user_key.startswith(prefix)
-        }
+        """Up to ``limit`` live edges of a vertex, whose OUT or IN keys begin with ``prefix``."""
+        assert len(prefix) == keys.ADJACENCY_PREFIX
+        versions = self._versions
+        ahead = {user_key: versions[user_key][1] for user_key in self._adjacent.get(prefix, ())}
         live = [(user_key, value) for user_key, value in sorted(ahead.items()) if value]
         for user_key, _, value in self._scan_engine(prefix):
             if len(live) >= limit:
@@ -120,11 +123,25 @@ class Evaluation:
             for user_key in draft.versions:
                 ahead = self._versions.get(user_key)
                 if ahead is not None and ahead[2] == at:
-                    del self._versions[user_key]
+                    self._remove_version(user_key)
             for key in draft.plain:
                 entry = self._plain.get(key)
                 if entry is not None and entry[1] == at:
                     del self._plain[key]
+
+    def _add_version(self, user_key: bytes, timestamp: Timestamp, value: bytes, at: int) -> None:
+        self._versions[user_key] = (timestamp, value, at)
+        if user_key[2] in _ADJACENCY:
+            self._adjacent.setdefault(user_key[: keys.ADJACENCY_PREFIX], {})[user_key] = None
+
+    def _remove_version(self, user_key: bytes) -> None:
+        del self._versions[user_key]
+        if user_key[2] in _ADJACENCY:
+            prefix = user_key[: keys.ADJACENCY_PREFIX]
+            of_vertex = self._adjacent[prefix]
+            del of_vertex[user_key]
+            if not of_vertex:
+                del self._adjacent[prefix]
 
     def _define(self, definition: IndexDefinition) -> None:
         self.definitions[definition.id] = definition
@@ -187,7 +204,7 @@ class Draft:
 
     def write(self, user_key: bytes, value: bytes, timestamp: Timestamp) -> None:
         """A version of ``user_key``; an empty value is a tombstone."""
-        self._evaluation._versions[user_key] = (timestamp, value, self.index)
+        self._evaluation._add_version(user_key, timestamp, value, self.index)
         self.versions.append(user_key)
         self._puts += (keys.versioned(user_key, timestamp), value)
 

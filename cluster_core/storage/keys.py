@@ -103,6 +103,10 @@ def entity(group: GroupId, digest: Digest) -> bytes:
     return _GROUP(group) + ENTITY + digest
 
 
+ADJACENCY_PREFIX: Final = 35
+"""Group, table, digest: what the OUT keys of one vertex have in common, and its IN keys."""
+
+
 def out_prefix(group: GroupId, source: Digest, label: str | None = None) -> bytes:
     """All out-edges of ``source``, or those with ``label``."""
     prefix = _GROUP(group) + OUT + source
