@@ -78,13 +78,16 @@ def scan_at(
 
 
 def scan_newest(
-    engine: Engine, begin: bytes, end: bytes
+    engine: Engine, begin: bytes, end: bytes, *, dead: bool = False
 ) -> Iterator[tuple[bytes, Timestamp, bytes]]:
-    """As :func:`scan_at`, of the newest version of each user key."""
-    return _visible(engine.scan(DATA, begin, end), b"\0" * 8)
+    """As :func:`scan_at`, of the newest version of each user key; with ``dead`` also tombstones,
+    for those who pause where there are many."""
+    return _visible(engine.scan(DATA, begin, end), b"\0" * 8, dead=dead)
 
 
-def _visible(scan: Scan, oldest: bytes) -> Iterator[tuple[bytes, Timestamp, bytes]]:
+def _visible(
+    scan: Scan, oldest: bytes, *, dead: bool = False
+) -> Iterator[tuple[bytes, Timestamp, bytes]]:
     """The first version of each user key whose inverted timestamp is not below ``oldest``.
 
     The inner loop of every traversal: bytes are compared, and a timestamp is decoded only where it
@@ -102,7 +105,7 @@ def _visible(scan: Scan, oldest: bytes) -> Iterator[tuple[bytes, Timestamp, byte
             else:
                 done = user_key
                 skipped = 0
-                if value:
+                if value or dead:
                     yield user_key, TIMESTAMP_MAX - unpack_from(key, len(user_key))[0], value
         if skipped > SKIP_MAX:
             scan.seek(user_key + (_AFTER if user_key == done else oldest))

@@ -52,8 +52,12 @@ PARTITIONS_AT_ONCE: Final = 8
 """Partitions that delete their part of a page at the same time: 60 edges each are a millisecond or
 two of evaluation, and all of it may be at one node, in one turn of the event loop."""
 
-COUNT_PAUSE: Final = 1_000
-"""Edges counted between two pauses: a millisecond or two."""
+LOOK_ENTRIES: Final = 1_000
+"""Entries of an adjacency read between two pauses: a millisecond or two. Of deleted edges, too: a
+vertex may have had a million, whose tombstones stay as long as history is kept."""
+
+REMEMBERED_MAX: Final = 64
+"""Deletions of which this node remembers how far it came."""
 
 _ALL_VERSIONS: Final = b"\xff" * 9
 """Behind a user key: above all its versions."""
@@ -88,6 +92,8 @@ class EdgeDeletion:
         self._limits = config.limits
         self._partition_count = partition_count
         self._running: set[bytes] = set()
+        self._reached: dict[tuple[bytes, bytes], bytes] = {}
+        """By transaction and table: up to here nothing is left, so who tries again begins here."""
         router.mesh.handle("txn.edges", self._serve_edges)
 
     async def require_countable(self, home: GroupId, vertex: Digest) -> None:
@@ -97,7 +103,7 @@ class EdgeDeletion:
         bound, count = self._limits.detach_edges_max, 0
         for prefix in (keys.out_prefix(home, vertex), keys.in_prefix(home, vertex)):
             after = b""
-            while page := self._page(prefix, after, COUNT_PAUSE):
+            while page := await self._page(prefix, after, LOOK_ENTRIES):
                 after = page[-1][0]
                 count += len(page)
                 if count > bound:
@@ -136,14 +142,16 @@ class EdgeDeletion:
         commit: Timestamp,
         prefix: bytes,
     ) -> None:
-        after = b""
-        outward = prefix[2:3] == keys.OUT
+        table = prefix[2:3]
+        outward = table == keys.OUT
+        after = self._reached.get((transaction, table), b"")
         page_edges = PAGE_CHUNKS * self._limits.detach_chunk_keys_max
         turns = asyncio.Semaphore(PARTITIONS_AT_ONCE)
         while True:
             self._router.leading(home)
-            page = self._page(prefix, after, page_edges)
+            page = await self._page(prefix, after, page_edges)
             if not page:
+                self._reached.pop((transaction, table), None)
                 return
             after = page[-1][0]
             here, elsewhere = self._halves(home, vertex, page, outward=outward)
@@ -154,13 +162,35 @@ class EdgeDeletion:
                 )
             )
             await self._delete_here(EdgesRequest(home, transaction, commit, here))
+            self._remember(transaction, table, after)
 
-    def _page(self, prefix: bytes, after: bytes, count: int) -> list[tuple[bytes, bytes]]:
-        """The next entries of an adjacency: a look of its own each time, since an open scan would
-        keep the store from letting go of what is overwritten."""
-        begin = after + _ALL_VERSIONS if after else prefix
-        found = mvcc.scan_newest(self._engine, begin, keys.after(prefix))
-        return [(user_key, far) for user_key, _, far in islice(found, count)]
+    def _remember(self, transaction: bytes, table: bytes, after: bytes) -> None:
+        self._reached[transaction, table] = after
+        if len(self._reached) > REMEMBERED_MAX:
+            del self._reached[next(iter(self._reached))]
+
+    async def _page(self, prefix: bytes, after: bytes, count: int) -> list[tuple[bytes, bytes]]:
+        """The next live entries of an adjacency, as many as ``count``; none when it is at its end.
+
+        Each look is one of its own, since an open scan would keep the store from letting go of what
+        is overwritten.
+        """
+        page: list[tuple[bytes, bytes]] = []
+        end = keys.after(prefix)
+        while True:
+            begin = after + _ALL_VERSIONS if after else prefix
+            found = mvcc.scan_newest(self._engine, begin, end, dead=True)
+            looked = 0
+            for user_key, _, far in islice(found, LOOK_ENTRIES):
+                looked += 1
+                after = user_key
+                if far:
+                    page.append((user_key, far))
+                    if len(page) == count:
+                        return page
+            if looked < LOOK_ENTRIES:
+                return page
+            await asyncio.sleep(0)
 
     def _halves(
         self, home: GroupId, vertex: Digest, page: list[tuple[bytes, bytes]], *, outward: bool

@@ -102,8 +102,8 @@ def test_a_forgotten_chunk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_forgotten_page_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     page = EdgeDeletion._page
 
-    def first(self: EdgeDeletion, prefix: bytes, after: bytes, count: int) -> Any:
-        return [] if after else page(self, prefix, after, count)
+    async def first(self: EdgeDeletion, prefix: bytes, after: bytes, count: int) -> Any:
+        return [] if after else await page(self, prefix, after, count)
 
     monkeypatch.setattr(EdgeDeletion, "_page", first)
     assert finding()

@@ -16,17 +16,20 @@ from cluster_core.graph.operations import (
     BatchOperation,
     CreateEdge,
     CreateNode,
+    DeleteEdge,
     DeleteNode,
 )
 from cluster_core.query.plan import Count, Get, Traverse
 from cluster_core.query.results import CountRow
 from cluster_core.replication.command import decode_command
 from cluster_core.storage import keys
-from cluster_core.txn.detach import EdgeDeletion
-from cluster_core.types import Digest
+from cluster_core.txn import detach
+from cluster_core.txn.detach import EdgeDeletion, EdgesRequest
+from cluster_core.types import Digest, group_of, partition_of
 from cluster_core.wire.messages import CONFIGURATION
 from tests.cluster_core.single_node import count, execute, single_node
 
+PARTITIONS = 8
 EDGES = 2_000
 LIMITS = LimitConfig(
     detach_edges_max=EDGES + 10,
@@ -38,7 +41,9 @@ LIMITS = LimitConfig(
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[KotobaCluster]:
-    async with single_node(replace(ClusterConfig(partition_count=8), limits=LIMITS)) as node:
+    async with single_node(
+        replace(ClusterConfig(partition_count=PARTITIONS), limits=LIMITS)
+    ) as node:
         yield node
 
 
@@ -48,6 +53,10 @@ async def hub_with(cluster: KotobaCluster, edges: int) -> tuple[Digest, list[Dig
     ends = [(hub, others[n % 50]) if n % 2 else (others[n % 50], hub) for n in range(edges)]
     await execute(cluster, [CreateEdge("SPOKE", source, target) for source, target in ends])
     return hub, others
+
+
+def deletion_of(cluster: KotobaCluster) -> EdgeDeletion:
+    return cluster.node.executor._transactions._deletion
 
 
 def last_indexes(cluster: KotobaCluster) -> dict[int, int]:
@@ -124,6 +133,63 @@ async def test_in_a_batch_it_is_one_of_many(cluster: KotobaCluster) -> None:
     assert await count(cluster, "edges") == 0
     found = await cluster.execute_query(Get(cids=(first, second)))
     assert not found.rows
+
+
+async def test_edges_that_were_deleted_before_hold_nobody_up(
+    cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their entries are passed over in bounded looks, however many lie before a live one."""
+    monkeypatch.setattr(detach, "LOOK_ENTRIES", 50)
+    hub, *others = await execute(cluster, [CreateNode()] * 9)
+    edges = await execute(cluster, [CreateEdge("SPOKE", hub, others[n % 8]) for n in range(500)])
+    await execute(cluster, [DeleteEdge(edge, hub) for edge in sorted(edges)[:-1]])
+    deletion, turns = deletion_of(cluster), 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    home = group_of(partition_of(hub, PARTITIONS))
+    prefix = keys.out_prefix(home, hub)
+    await deletion.require_countable(home, hub)  # all is applied then
+    counting = asyncio.ensure_future(count_turns())
+    page = await deletion._page(prefix, b"", 10)
+    counting.cancel()
+    assert [key[-32:] for key, _ in page] == sorted(edges)[-1:]
+    assert turns >= 500 // 50 - 1  # it begins with the first pause
+    assert not await deletion._page(prefix, page[-1][0], 10)
+
+
+async def test_who_tries_again_goes_on_where_the_last_try_failed(
+    cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, _ = await hub_with(cluster, EDGES)
+    deletion = deletion_of(cluster)
+    begins: list[bytes] = []
+    pages_at_home = failed_at = 0
+    look, delete = deletion._page, deletion._delete_here
+
+    async def looking(prefix: bytes, after: bytes, size: int) -> list[tuple[bytes, bytes]]:
+        begins.append(after)
+        return await look(prefix, after, size)
+
+    async def failing(request: EdgesRequest) -> None:
+        nonlocal pages_at_home, failed_at
+        if request.group == group_of(partition_of(hub, PARTITIONS)):
+            pages_at_home += 1
+            if pages_at_home == 2:
+                failed_at = len(begins)
+                raise TooLarge("on purpose")
+        await delete(request)
+
+    monkeypatch.setattr(deletion, "_page", looking)
+    monkeypatch.setattr(deletion, "_delete_here", failing)
+    await cluster.execute_operation(DeleteNode(hub, detach=True), timeout_ms=60_000)
+    assert await count(cluster, "edges") == 0
+    assert begins[failed_at] == begins[failed_at - 1] != b""
+    assert not deletion._reached
 
 
 async def test_what_fails_on_the_way_is_finished_by_the_sweep(
