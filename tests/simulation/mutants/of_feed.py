@@ -101,6 +101,7 @@ MUTANTS = [
         rule="a feed publishes up to the lowest closed timestamp",
         scenario=FEED,
         first=700,
+        quick=False,
     ),
     Mutant(
         broken=begins_with_what_it_has_given,

@@ -104,6 +104,7 @@ MUTANTS = [
         scenario=MIXED,
         first=5000,
         within=10,
+        quick=False,
     ),
     Mutant(
         broken=waits_for_no_earlier_transaction,

@@ -267,6 +267,7 @@ MUTANTS = [
         area=AREA,
         rule="a clock far ahead of the peers' is not believed",
         scenario=Whole(Plan(seconds=4, only=("wrong_clock",), pace=0.5)),
+        quick=False,
     ),
     Mutant(
         broken=reads_what_is_to_come,
@@ -355,6 +356,7 @@ MUTANTS = [
         rule="a read below the horizon is refused",
         scenario=Whole(Plan(seconds=12)),
         first=2,
+        quick=False,
     ),
     Mutant(
         broken=looks_at_the_horizon_once,
