@@ -67,9 +67,10 @@ PAUSE_AFTER: Final = 256
 remember a hundred thousand requests; read at one go they would hold up all heartbeats for half a
 second."""
 
-REST: Final = 4.0
-"""How much longer than its reading such a pause is: a look at a huge table takes a fifth of a core,
-however often it comes."""
+REST: Final = 8.0
+"""How much longer than the reading before it such a pause is, so that a look at a huge table leaves
+most of a core to others, however often it comes. What is done with the pairs does not count: it may
+wait for a peer."""
 
 _Found = TypeVar("_Found")
 
@@ -349,13 +350,18 @@ class Recovery:
 
 async def walk(replica: Replica, table: bytes) -> AsyncGenerator[tuple[bytes, bytes], None]:
     """The applied pairs of a table, as of now, with pauses."""
-    loop = asyncio.get_running_loop()
+    clock = asyncio.get_running_loop().time
     scan = replica.scan(table)
-    unpaused, began = 0, loop.time()
-    while pairs := scan.fetch():
+    unpaused, reading_s = 0, 0.0
+    while True:
+        began = clock()
+        pairs = scan.fetch()
+        reading_s += clock() - began
+        if not pairs:
+            return
         for pair in pairs:
             yield pair
         unpaused += len(pairs)
         if unpaused >= PAUSE_AFTER:
-            await asyncio.sleep(REST * (loop.time() - began))
-            unpaused, began = 0, loop.time()
+            await asyncio.sleep(REST * reading_s)
+            unpaused, reading_s = 0, 0.0
