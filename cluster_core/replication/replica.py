@@ -40,6 +40,8 @@ Room = Literal["enough", "elsewhere", "nowhere"]
 """Whether the disks of a group may take what clients write: yes; yes, but not this node's; no, for
 a majority of the voters' disks are full."""
 
+_RECORD: Final = keys.RECORD[0]
+
 _APPLIED: Final = Struct(">QQ")
 """Applied index and the timestamp of the last command."""
 
@@ -74,6 +76,9 @@ class Replica:
         self.dirty = False
         self.log: LogStore = LogStore(engine, group) if before is None else before.log
         self.intents = IntentIndex()
+        self.records: dict[bytes, bytes] = {}
+        """The applied transaction records, by key. There are few, but thousands a second come and
+        go: to look for them in the store is to read over all that were deleted."""
         self.evaluation: Evaluation | None = None
         self.holds = holds
         self.commands_applied = 0
@@ -114,6 +119,7 @@ class Replica:
         self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._level_since: dict[ReplicaId, float] = {}
         self._load_intents()
+        self.records.update(self.scan(keys.RECORD))
 
     def _read_state(self) -> None:
         """What the state machine was when it was last written."""
@@ -418,8 +424,12 @@ class Replica:
         pairs = iter(command.puts)
         for key, value in zip(pairs, pairs, strict=True):
             put(DATA, key, value)
+            if key[2] == _RECORD:
+                self.records[key] = value
         for key in command.deletes:
             batch.delete(DATA, key)
+            if key[2] == _RECORD:
+                self.records.pop(key, None)
         if command.prepared:
             self._index_intents(command)
         for transaction, commit in command.resolved:

@@ -44,7 +44,7 @@ from cluster_core.txn.records import (
 from cluster_core.txn.settlement import Committed, Settlement
 from cluster_core.types import GroupId, NodeId, Timestamp
 
-__all__ = ["PAUSE_AFTER", "Recovery", "walk"]
+__all__ = ["PAUSE_AFTER", "Recovery", "walk", "walk_records"]
 
 log = logging.getLogger("kotoba.txn")
 
@@ -305,7 +305,7 @@ class Recovery:
         committed: list[Committed] = []
         staged: list[tuple[bytes, TransactionRecord]] = []
         prefix = len(keys.table_prefix(replica.group, keys.RECORD))
-        async with aclosing(walk(replica, keys.RECORD)) as records:
+        async with aclosing(walk_records(replica)) as records:
             async for key, value in records:
                 transaction, record = key[prefix:], decode_record(value)
                 if record.begin > old or transaction in self._coordinated:
@@ -346,6 +346,14 @@ class Recovery:
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._config.limits.timeout_ms / 1000
+
+
+async def walk_records(replica: Replica) -> AsyncGenerator[tuple[bytes, bytes], None]:
+    """The applied transaction records, as of now, with pauses."""
+    for number, pair in enumerate(list(replica.records.items()), 1):
+        yield pair
+        if number % PAUSE_AFTER == 0:
+            await asyncio.sleep(0)
 
 
 async def walk(replica: Replica, table: bytes) -> AsyncGenerator[tuple[bytes, bytes], None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Final
 
@@ -21,7 +21,7 @@ from cluster_core.storage import keys
 from cluster_core.txn.items import decode_dedupe
 from cluster_core.txn.participant import read_horizon
 from cluster_core.txn.records import RecordState, decode_record
-from cluster_core.txn.recovery import Recovery, walk
+from cluster_core.txn.recovery import Recovery, walk, walk_records
 from cluster_core.types import GroupId, Timestamp
 
 __all__ = ["Sweep"]
@@ -121,23 +121,23 @@ class Sweep:
         def has_expired(value: bytes) -> bool:
             return decode_dedupe(value).timestamp < oldest
 
-        await self._forget_in(replica, keys.REFUSAL, is_behind, horizon)
-        await self._forget_in(replica, keys.RECORD, is_aborted_behind, horizon)
-        kept = await self._forget_in(replica, keys.DEDUPE, has_expired)
+        await self._forget_among(replica, walk(replica, keys.REFUSAL), is_behind, horizon)
+        await self._forget_among(replica, walk_records(replica), is_aborted_behind, horizon)
+        kept = await self._forget_among(replica, walk(replica, keys.DEDUPE), has_expired)
         # Full of what must be kept, the partition takes no more.
         replica.dedupe_full = kept >= self._config.dedupe_entries_max
 
-    async def _forget_in(
+    async def _forget_among(
         self,
         replica: Replica,
-        table: bytes,
+        pairs: AsyncGenerator[_Pair, None],
         is_gone: Callable[[bytes], bool],
         horizon: Timestamp = 0,
     ) -> int:
-        """Remove the entries of ``table`` whose value says so; how many stay."""
+        """Remove those of ``pairs`` whose value says so; how many stay."""
         page: list[_Pair] = []
         kept = 0
-        async with aclosing(walk(replica, table)) as pairs:
+        async with aclosing(pairs):
             async for key, value in pairs:
                 if not is_gone(value):
                     kept += 1

@@ -17,7 +17,7 @@ from cluster_core.query.plan import Get
 from cluster_core.types import Digest
 from tests.simulation.director import leading
 from tests.simulation.test_snapshot_rounds import in_a_cluster
-from tests.simulation.world import World
+from tests.simulation.world import SimNode, World
 
 pytestmark = pytest.mark.simulation
 
@@ -34,6 +34,15 @@ async def count(digest: Digest, cluster: KotobaCluster) -> Any:
     (vertex,) = (await cluster.execute_query(Get(cids=(digest,)))).rows
     assert isinstance(vertex, Vertex)
     return vertex.properties["count"]
+
+
+async def promise_more_than_is_applied(world: World) -> tuple[SimNode, Digest]:
+    """The leader that has promised a snapshot one entry more than it has, and what it leads."""
+    made = await world.nodes[0].ask(create)
+    leader, replica = leading(world, made.partition + 1)
+    assert replica.evaluation is not None
+    replica.evaluation.read_floor = replica.raft.last_index + 1
+    return leader, made.digest
 
 
 async def read_at_a_leader_that_stood_still(world: World) -> Any:
@@ -67,6 +76,19 @@ def test_believing_whoever_says_that_it_leads_is_found(monkeypatch: pytest.Monke
         assert await read_at_a_leader_that_stood_still(world) == 1
 
     monkeypatch.setattr(confirmed_leaders, "_is_followed", lambda *_: True)
+    in_a_cluster(scenario)
+
+
+def test_a_read_waits_for_what_its_leader_promised_to_a_snapshot() -> None:
+    async def scenario(world: World) -> None:
+        leader, digest = await promise_more_than_is_applied(world)
+        read = partial(count, digest)
+        reading = [asyncio.ensure_future(node.ask(read)) for node in world.nodes]
+        await asyncio.sleep(0.2)
+        assert not any(one.done() for one in reading), "a read lacks what a snapshot has"
+        await leader.ask(partial(increase, digest))
+        assert await asyncio.gather(*reading) == [2] * len(reading)
+
     in_a_cluster(scenario)
 
 

@@ -1,4 +1,7 @@
-"""Strict serializability: kept by what is shipped, and missed where its rules are broken."""
+"""Strict serializability: kept by what is shipped, and missed where its rules are broken.
+
+Hunts that take a minute are in ``mutants/of_strict_reads.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,7 @@ from typing import Any
 import pytest
 
 from cluster_core.replication.holds import Holds, Reader
-from cluster_core.replication.replica import Replica
 from cluster_core.types import Timestamp
-from tests.simulation.mutants.of_transactions import reads_at_its_moment
 from tests.simulation.strict import run_strict
 
 pytestmark = [
@@ -63,17 +64,3 @@ def test_holds_that_end_early_and_unnoticed_are_found(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Holds, "begin", shortly)
     monkeypatch.setattr(Holds, "end", pretend)
     assert found_within(range(20))
-
-
-def test_reads_that_lag_behind_a_snapshot_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a snapshot has seen in flight, a later read of that partition must see as well."""
-    monkeypatch.setattr(Replica, "has_reached_read_floor", True)
-    assert found_within(range(19, 60), walkers=4, glances=1.0, seconds=2.0)
-
-
-def test_reads_that_miss_what_is_resolved_meanwhile_are_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Of an acknowledged transaction the moment may have the intent only, the reading neither."""
-    reads_at_its_moment(monkeypatch)
-    assert found_within(range(2, 40))

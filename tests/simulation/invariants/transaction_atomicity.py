@@ -1,7 +1,8 @@
 """Transactions over partitions happen wholly or not at all.
 
-Seen at rest: no intent is left; an edge has its record, its entry at the source and its entry at
-the target, or none of them; and both its ends exist.
+Seen at rest: no intent is left; what a replica knows of transaction records without looking is what
+it has stored (one that it did not know would never be finished); an edge has its record, its entry
+at the source and its entry at the target, or none of them; and both its ends exist.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ class TransactionAtomicity:
                 groups.setdefault(view.group, view)
                 left = [key[3:].hex() for key, _ in view.table(keys.INTENT)]
                 assert not left, f"{view.node}, group {view.group}: intents are left: {left}"
+                stored = dict(view.table(keys.RECORD))
+                assert view.replica.records == stored, f"{view.node}, group {view.group}: records"
         self._check_edges(list(groups.values()))
 
     def _check_edges(self, groups: list[ReplicaView]) -> None:

@@ -1,17 +1,24 @@
-"""Rules of snapshots in real time, each broken on purpose and played step by step. What whole
-histories say of the like is in ``test_strict.py``."""
+"""Rules of strict reads, each broken on purpose and played step by step, or told by a history.
+What histories find in seconds is in ``test_strict.py``."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
 from cluster_core.node.snapshot_rounds import SnapshotRounds
 from cluster_core.replication.holds import Holds, Reader
+from cluster_core.replication.replica import Replica
 from cluster_core.types import Timestamp
 from tests.simulation.mutants.hunt import Everywhere, Mutant, Same
+from tests.simulation.mutants.of_transactions import reads_at_its_moment
 from tests.simulation.schedules import TWO_PARTITIONS, change_leaders_under_a_snapshot
+from tests.simulation.strict import run_strict
+from tests.simulation.test_moments import (
+    test_a_read_waits_for_what_its_leader_promised_to_a_snapshot as read_what_was_promised,
+)
 from tests.simulation.test_snapshot_rounds import (
     test_a_read_that_sees_what_is_above_a_snapshot_is_answered_behind_it as read_above,
 )
@@ -66,6 +73,21 @@ def tells_a_snapshot_whose_leaders_have_changed(patch: pytest.MonkeyPatch) -> No
     patch.setattr(SnapshotRounds, "_release_here", whoever_leads)
 
 
+def forgets_what_was_promised(patch: pytest.MonkeyPatch) -> None:
+    """A leader answers from what it has applied, though a snapshot has seen more."""
+    patch.setattr(Replica, "has_reached_read_floor", True)
+
+
+def forgets_it_under_load(patch: pytest.MonkeyPatch) -> None:
+    """The same, told by a history alone."""
+    forgets_what_was_promised(patch)
+
+
+def misses_what_is_resolved_meanwhile(patch: pytest.MonkeyPatch) -> None:
+    """Of an acknowledged transaction the moment may have the intent only, the reading neither."""
+    reads_at_its_moment(patch)
+
+
 MUTANTS = [
     Mutant(
         broken=answers_writes_above_a_snapshot,
@@ -94,5 +116,26 @@ MUTANTS = [
         rule="a snapshot is told if nobody has led in another term",
         scenario=Everywhere(change_leaders_under_a_snapshot, TWO_PARTITIONS, nodes=5),
         within=3,
+    ),
+    Mutant(
+        broken=forgets_what_was_promised,
+        area=AREA,
+        rule="a read covers what its leader promised to a snapshot",
+        scenario=Same(read_what_was_promised),
+        within=1,
+    ),
+    Mutant(
+        broken=forgets_it_under_load,
+        area=AREA,
+        rule="a read covers what its leader promised to a snapshot",
+        scenario=partial(run_strict, walkers=4, glances=1.0, seconds=2.0),
+        quick=False,
+    ),
+    Mutant(
+        broken=misses_what_is_resolved_meanwhile,
+        area=AREA,
+        rule="a strong read looks at what is newer than its moment",
+        scenario=run_strict,
+        quick=False,
     ),
 ]
