@@ -45,6 +45,11 @@ log = logging.getLogger("kotoba.transport")
 QUEUE_BYTES_MAX: Final = 32 << 20
 """What may wait for one peer; beyond it frames are dropped, the newest first."""
 
+SMALL_BYTES: Final = 8 << 10
+RESERVE_BYTES: Final = 1 << 20
+"""As much more for frames up to SMALL_BYTES: a peer that is behind with what was written is still
+to hear the heartbeats, and to be answered."""
+
 BACKOFF_S_MIN: Final = 0.05
 BACKOFF_S_MAX: Final = 1.0
 
@@ -70,7 +75,8 @@ class Outbox:
     def put(self, frame: bytes) -> bool:
         """Queue ``frame``; False when there is no room, and it is dropped."""
         size = len(frame)
-        if self.bytes_queued + size > QUEUE_BYTES_MAX and self.bytes_queued:
+        room = QUEUE_BYTES_MAX if size > SMALL_BYTES else QUEUE_BYTES_MAX + RESERVE_BYTES
+        if self.bytes_queued + size > room and self.bytes_queued:
             self.dropped += 1
             return False
         self._parts.append(frame_header(frame))

@@ -248,6 +248,8 @@ class ClusterNode:
             self.mesh.expire(),
         )
         self._tasks = [loop.create_task(one) for one in work]
+        for task in self._tasks:
+            task.add_done_callback(_report_end)
         if self._is_new:
             loop.call_later(
                 self._random.uniform(0.3, 1.0) * FOUNDING_CAMPAIGN_S, self._campaign_for_own
@@ -324,20 +326,26 @@ class ClusterNode:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
-            now = asyncio.get_running_loop().time()
-            for peer in sorted(self.peers_up):
-                self.detector.heard(peer, now)
-            for transition in self.detector.tick(now):
-                self._report_transition(transition.before, transition.after, transition.node)
-            self.storage.look()
-            self.clocks.look(now)
-            ahead = self.clocks.ahead_ms()
-            unfit = self.storage.without_room.union(ahead)
-            self.leaderships.send_home(now, unfit)
-            self.leaderships.send_away(unfit, all_of_them=self.node_id in ahead)
-            self.router.announce()
-            self._truncate_logs()
-            self.incoming.tidy()
+            try:
+                self._tidy(asyncio.get_running_loop().time())
+            except Exception:
+                # What failed now may well succeed the next time, and the rest depends on it.
+                log.exception("housekeeping failed")
+
+    def _tidy(self, now: float) -> None:
+        for peer in sorted(self.peers_up):
+            self.detector.heard(peer, now)
+        for transition in self.detector.tick(now):
+            self._report_transition(transition.before, transition.after, transition.node)
+        self.storage.look()
+        self.clocks.look(now)
+        ahead = self.clocks.ahead_ms()
+        unfit = self.storage.without_room.union(ahead)
+        self.leaderships.send_home(now, unfit)
+        self.leaderships.send_away(unfit, all_of_them=self.node_id in ahead)
+        self.router.announce()
+        self._truncate_logs()
+        self.incoming.tidy()
 
     # Events.
 
@@ -532,3 +540,9 @@ class ClusterNode:
         entities = [row.entity for row in history.rows if isinstance(row, VersionRow)]
         source = next((one.source for one in entities if isinstance(one, Edge)), None)
         return {} if source is None else {edge: source}
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    """Work of this node that goes on for ever has come to an end."""
+    if not task.cancelled():
+        log.error("%r has ended: restart this node", task, exc_info=task.exception())

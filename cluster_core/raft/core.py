@@ -97,6 +97,7 @@ class Raft:
         "_configurations",
         "_elapsed",
         "_leadership",
+        "_level",
         "_log",
         "_outbox",
         "_peers",
@@ -150,6 +151,8 @@ class Raft:
         """Answers to the campaign that is under way."""
         self._restoring: SnapshotOffer | None = None
         """The snapshot that the host is taking in."""
+        self._level = 0
+        """Up to here all who answer our leader have the log, as it said last."""
         self.distrusted = False
         """See :meth:`distrust`."""
         self.retiring = False
@@ -419,9 +422,9 @@ class Raft:
         """The highest index up to which the log may be dropped; ``first_index - 1`` for nothing.
 
         Never what is not applied, not durable, or behind a snapshot that is on its way to a peer;
-        nor the newest ``keep_entries``; nor what a follower that answers still lacks, unless the
-        host finds the log too long for that and says so with ``spare_followers``: then it is only
-        one that catches up behind a snapshot.
+        nor the newest ``keep_entries``; nor what a follower that answers still lacks, at the leader
+        or at who may be the next one, unless the host finds the log too long for that and says so
+        without ``spare_followers``: then it is only one that catches up behind a snapshot.
         """
         log = self._log
         nothing = log.first_index - 1
@@ -432,6 +435,8 @@ class Raft:
             if not self.committed_in_term:
                 return nothing  # we have not heard yet who needs what
             point = self._peers.needed_from(point, spare_followers=spare_followers)
+        elif spare_followers:
+            point = min(point, self._level)
         return max(point, nothing)
 
     def truncated_to(self, index: int) -> None:
@@ -768,6 +773,7 @@ class Raft:
         self._follow(message.source)
         if not self._restoring:
             self._log.commit_to(message.commit)
+        self._level = message.level
         self._outbox.answer_beat(message, self.term)
 
 

@@ -212,8 +212,9 @@ class Leadership:
                 self._send_appends(peer)
         if self.heartbeat_due:
             self.heartbeat_due = False
+            level = self._level()
             for peer in self._peers.others:
-                self._send_heartbeat(peer)
+                self._send_heartbeat(peer, level)
 
     def _send_appends(self, peer: Progress) -> None:
         """Everything that ``peer`` lacks, as far as its state and the bounds allow."""
@@ -262,7 +263,13 @@ class Leadership:
         elif peer.state is ProgressState.REPLICATE:
             peer.become_probe()
 
-    def _send_heartbeat(self, peer: Progress) -> None:
+    def _level(self) -> int:
+        """Up to where all who answer have the log; 0 while we have not heard yet who has what."""
+        if not self.has_committed:
+            return 0
+        return self._peers.needed_from(self._log.committed, spare_followers=True)
+
+    def _send_heartbeat(self, peer: Progress, level: int) -> None:
         """Commits no more than what ``peer`` surely has: a heartbeat checks no log."""
         outbox = self._outbox
         outbox.messages.append(
@@ -273,6 +280,7 @@ class Leadership:
                 self.term,
                 min(peer.match, self._log.committed),
                 self.reads.latest,
+                level,
             )
         )
 

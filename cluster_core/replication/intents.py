@@ -13,6 +13,7 @@ from collections.abc import Collection
 import msgspec
 
 from cluster_core.graph.parts import LockKind
+from cluster_core.replication.waiters import Waiters
 from cluster_core.types import Digest, GroupId, Timestamp
 
 __all__ = ["Intent", "IntentIndex", "decode_intent", "encode_intent"]
@@ -44,7 +45,7 @@ class IntentIndex:
     def __init__(self) -> None:
         self._intents: dict[bytes, tuple[Intent, float]] = {}
         self._by_digest: dict[Digest, dict[bytes, None]] = {}
-        self._waiting: dict[bytes, list[asyncio.Future[Timestamp]]] = {}
+        self._waiting: dict[bytes, Waiters[Timestamp]] = {}
         self.detaching: set[Digest] = set()
         """Vertices whose edges here are held by a transaction: a read that met such an edge, by
         whatever way, waits for the vertex as well."""
@@ -71,9 +72,9 @@ class IntentIndex:
                     holders.pop(transaction, None)
                     if not holders:
                         del self._by_digest[digest]
-        for waiter in self._waiting.pop(transaction, ()):
-            if not waiter.done():
-                waiter.set_result(commit)
+        waiters = self._waiting.pop(transaction, None)
+        if waiters is not None:
+            waiters.tell(commit)
 
     def get(self, transaction: bytes) -> Intent | None:
         found = self._intents.get(transaction)
@@ -111,14 +112,10 @@ class IntentIndex:
     def decided(self, transaction: bytes) -> asyncio.Future[Timestamp]:
         """The commit timestamp of an undecided transaction, or 0, once it is applied here."""
         assert transaction in self._intents
-        future: asyncio.Future[Timestamp] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(transaction, []).append(future)
-        return future
+        return self._waiting.setdefault(transaction, Waiters()).wait()
 
     def abandon(self, error: Exception) -> None:
         """Nothing is decided here any more."""
         for waiters in self._waiting.values():
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_exception(error)
+            waiters.fail(error)
         self._waiting.clear()

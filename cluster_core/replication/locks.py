@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from cluster_core.graph.parts import LockKind
+from cluster_core.replication.waiters import Waiters
 from cluster_core.types import Digest
 
 __all__ = ["LockTable"]
@@ -34,7 +35,7 @@ class LockTable:
     def __init__(self) -> None:
         self._shared: dict[Digest, dict[bytes, Priority]] = {}
         self._stronger: dict[Digest, dict[bytes, tuple[LockKind, Priority]]] = {}
-        self._waiting: dict[Digest, list[asyncio.Future[None]]] = {}
+        self._waiting: dict[Digest, Waiters[None]] = {}
 
     def __len__(self) -> int:
         return len(self._shared) + len(self._stronger)
@@ -57,9 +58,9 @@ class LockTable:
                 self._shared, digest, transaction
             ):
                 continue
-            for waiter in self._waiting.pop(digest, ()):
-                if not waiter.done():
-                    waiter.set_result(None)
+            waiters = self._waiting.pop(digest, None)
+            if waiters is not None:
+                waiters.tell(None)
 
     def conflict(self, locks: Iterable[Lock], transaction: bytes) -> tuple[Digest, Priority] | None:
         """The first lock in the way of ``locks``, with the oldest of those that hold it."""
@@ -79,17 +80,14 @@ class LockTable:
 
     def released(self, digest: Digest) -> asyncio.Future[None]:
         """Done when a lock on ``digest`` is released next. Who gives up waiting need not say so."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future = self._waiting.setdefault(digest, Waiters()).wait()
         future.add_done_callback(_observe)
-        self._waiting.setdefault(digest, []).append(future)
         return future
 
     def abandon(self, error: Exception) -> None:
         """This node leads no longer: nobody waits here any more."""
         for waiters in self._waiting.values():
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_exception(error)
+            waiters.fail(error)
         self._waiting.clear()
 
 

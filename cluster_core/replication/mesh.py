@@ -41,6 +41,10 @@ CANCEL: Final = 5
 NO_ANSWER: Final = 0
 """The id of a request that asks for no answer."""
 
+RAFT_FRAME_BYTES: Final = 4 << 20
+"""Raft messages that are more than this together travel in several frames. A node that comes back
+may lack a megabyte in each group: a frame of all that is one that no stream would take."""
+
 EXPIRE_EVERY_S: Final = 0.02
 """How much later than asked for a request may time out."""
 
@@ -120,7 +124,13 @@ class Mesh:
 
     def send_messages(self, peer: NodeId, messages: list[Message]) -> None:
         """Raft messages leave at once, and with them all that was gathered for ``peer``."""
-        self._send_now(peer, _encode((RAFT, 0, self._clock.latest, messages)))
+        frame = _encode((RAFT, 0, self._clock.latest, messages))
+        if len(frame) > RAFT_FRAME_BYTES and len(messages) > 1:
+            half = len(messages) // 2
+            self.send_messages(peer, messages[:half])
+            self.send_messages(peer, messages[half:])
+            return
+        self._send_now(peer, frame)
 
     async def request(self, peer: NodeId, method: str, body: bytes, *, timeout: float) -> bytes:
         """Ask ``peer``. Raises the error it answers with, NoLeader when there is no connection (so

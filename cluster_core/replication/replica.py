@@ -30,6 +30,7 @@ from cluster_core.replication.evaluation import HISTORY, Draft, Evaluation
 from cluster_core.replication.holds import Holds
 from cluster_core.replication.intents import IntentIndex, decode_intent
 from cluster_core.replication.log_store import LogStore
+from cluster_core.replication.waiters import Waiters
 from cluster_core.storage import keys
 from cluster_core.types import GroupId, NodeId, ReplicaId, Timestamp
 from cluster_core.wire.messages import CHECKPOINT, CONFIGURATION, Entry
@@ -104,8 +105,9 @@ class Replica:
         self._readers: list[asyncio.Future[int]] = []
         self._reading: dict[int, list[asyncio.Future[int]]] = {}
         self._read_context = 0
-        self._applied_waiters: list[tuple[int, asyncio.Future[int]]] = []
-        self._leading_waiters: list[tuple[int, asyncio.Future[int]]] = []
+        self._applied_waiters: Waiters[int] = Waiters()
+        self._leading_waiters: Waiters[int] = Waiters()
+        """As those, and to be told when the leadership is lost."""
         self.failed: KotobaError | None = None
         """Set once the node's disk failed, it stops, or a snapshot takes this replica's place."""
         self.room: Room = "enough"
@@ -115,8 +117,8 @@ class Replica:
         """Its state at a checkpoint is being read: nothing below it is collected."""
         self.shunned: frozenset[NodeId] = frozenset()
         """The nodes whose replica of this group differed, and may not lead."""
-        self._role_waiters: list[asyncio.Future[None]] = []
-        self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._role_waiters: Waiters[None] = Waiters()
+        self._durable_waiters: Waiters[None] = Waiters()
         self._level_since: dict[ReplicaId, float] = {}
         self._load_intents()
         self.records.update(self.scan(keys.RECORD))
@@ -183,29 +185,22 @@ class Replica:
 
     def changed_role(self) -> asyncio.Future[None]:
         """Done at the next change of role, leader or readiness to evaluate."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._role_waiters.append(future)
-        return future
-
-    def _wake_role_waiters(self) -> None:
-        waiters, self._role_waiters = self._role_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        return self._role_waiters.wait()
 
     def _update_evaluation(self) -> None:
         """Evaluate only while leading, and only once the first entry of the term is applied."""
         raft = self.raft
         if raft.role is not Role.LEADER:
             if self.evaluation is not None:
-                self.evaluation.locks.abandon(NoLeader("leadership was lost; ask again"))
+                lost = NoLeader("leadership was lost; ask again")
+                self.evaluation.locks.abandon(lost)
                 self.evaluation = None
                 self._fail_durable_waiters()
-                self._fail_leading_waiters(NoLeader("leadership was lost; ask again"))
+                self._leading_waiters.fail(lost)
         elif self.evaluation is None and raft.committed_in_term and self.applied == raft.last_index:
             self._bury_proposals()
             self.evaluation = Evaluation(self._engine, self.group, self.intents.all())
-            self._wake_role_waiters()
+            self._role_waiters.tell(None)
 
     def _bury_proposals(self) -> None:
         """All that is in the log is applied and of a leader's earlier term at most: what was
@@ -303,16 +298,14 @@ class Replica:
             return future
         return self._when_applied(index, self._leading_waiters)
 
-    def _when_applied(
-        self, index: int, waiters: list[tuple[int, asyncio.Future[int]]]
-    ) -> asyncio.Future[int]:
+    def _when_applied(self, index: int, waiters: Waiters[int]) -> asyncio.Future[int]:
+        if self.failed is None and self.applied < index:
+            return waiters.wait(index)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if self.failed is not None:
             future.set_exception(self.failed)
-        elif self.applied >= index:
-            future.set_result(self.applied)
         else:
-            waiters.append((index, future))
+            future.set_result(self.applied)
         return future
 
     def owes_commit(self) -> bool:
@@ -351,21 +344,13 @@ class Replica:
 
     def durable(self, index: int) -> asyncio.Future[None]:
         """Done when this node's own disk has the entry at ``index``, whatever others have."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._durable_waiters.append((index, future))
-        return future
+        return self._durable_waiters.wait(index)
 
     def persisted(self, index: int, term: int) -> None:
         """The sync that covers the entries up to ``index`` is done."""
         self.raft.persisted(index, term)
         if self._durable_waiters:
-            still = []
-            for wanted, future in self._durable_waiters:
-                if wanted > index:
-                    still.append((wanted, future))
-                elif not future.done():
-                    future.set_result(None)
-            self._durable_waiters = still
+            self._durable_waiters.tell(None, up_to=index)
 
     def note_levels(self, now: float) -> None:
         """Remember which followers have all of the log; called every tick while leading."""
@@ -463,18 +448,9 @@ class Replica:
         for future, timestamp in self._outcomes:
             self.holds.answer(future, timestamp)
         self._outcomes.clear()
-        if self._applied_waiters or self._leading_waiters:
-            self._wake_applied_waiters()
-
-    def _wake_applied_waiters(self) -> None:
         for waiters in (self._applied_waiters, self._leading_waiters):
-            still = []
-            for index, future in waiters:
-                if index > self.applied:
-                    still.append((index, future))
-                elif not future.done():
-                    future.set_result(self.applied)
-            waiters[:] = still
+            if waiters:
+                waiters.tell(self.applied, up_to=self.applied)
 
     def finish_turn(self, ready: Ready) -> None:
         """After :meth:`written`: reads that were confirmed, and what a new role changes."""
@@ -484,12 +460,12 @@ class Replica:
                     if not future.done():
                         future.set_result(state.index)
                 else:
-                    self._applied_waiters.append((state.index, future))
+                    self._applied_waiters.add(state.index, future)
         for context in ready.reads_lost:
             self._fail_readers(self._reading.pop(context, []))
         self._update_evaluation()
         if ready.role_changed:
-            self._wake_role_waiters()
+            self._role_waiters.tell(None)
 
     def _fail_readers(self, readers: list[asyncio.Future[int]]) -> None:
         for future in readers:
@@ -497,18 +473,8 @@ class Replica:
                 future.set_exception(NoLeader("leadership was lost; ask again"))
 
     def _fail_durable_waiters(self) -> None:
-        for _, future in self._durable_waiters:
-            if not future.done():
-                future.set_exception(
-                    OutcomeUnknown("leadership was lost before the write was safe")
-                )
-        self._durable_waiters.clear()
-
-    def _fail_leading_waiters(self, error: KotobaError) -> None:
-        waiters, self._leading_waiters = self._leading_waiters, []
-        for _, future in waiters:
-            if not future.done():
-                future.set_exception(error)
+        lost = OutcomeUnknown("leadership was lost before the write was safe")
+        self._durable_waiters.fail(lost)
 
     def close(self, error: KotobaError) -> None:
         """Nothing more will be decided here. What was proposed may be executed all the same."""
@@ -521,16 +487,14 @@ class Replica:
         self._proposals.clear()
         self._outcomes.clear()
         self._fail_durable_waiters()
-        self._fail_leading_waiters(error)
+        self._leading_waiters.fail(error)
+        self._applied_waiters.fail(error)
         for readers in [self._readers, *self._reading.values()]:
             for reader in readers:
                 if not reader.done():
                     reader.set_exception(error)
-        for _, waiter in self._applied_waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
         self.intents.abandon(error)
-        self._wake_role_waiters()
+        self._role_waiters.tell(None)
         if self.evaluation is not None:
             self.evaluation.locks.abandon(error)
             self.evaluation = None

@@ -71,7 +71,11 @@ class AppendReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2)
 
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
-    """Keeps followers quiet; ``round`` numbers the read-index round that it confirms (§6.4)."""
+    """Keeps followers quiet; ``round`` numbers the read-index round that it confirms (§6.4).
+
+    Up to ``level`` all who answer the leader have the log: followers keep what comes after it, as
+    each of them may be the next to send it.
+    """
 
     group: GroupId
     source: ReplicaId
@@ -79,6 +83,7 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
     term: int
     commit: int
     round: int = 0
+    level: int = 0
 
 
 class HeartbeatReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):

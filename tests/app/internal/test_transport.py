@@ -24,7 +24,7 @@ from app.internal.handshake import (
     Hello,
     secret_digest,
 )
-from app.internal.links import QUEUE_BYTES_MAX, Outbox
+from app.internal.links import QUEUE_BYTES_MAX, RESERVE_BYTES, SMALL_BYTES, Outbox
 from app.internal.server import ASGIApp, Receive, Scope, Send
 from app.internal.transport import HttpTransport
 from cluster_core.config import RaftConfig
@@ -342,6 +342,16 @@ async def test_a_full_queue_drops_the_newest_frames() -> None:
     chunk = await anext(outbox)
     assert chunk == frame_header(half) + half + frame_header(b"small") + b"small"
     assert outbox.put(half)
+
+
+async def test_a_full_queue_has_some_room_for_what_is_small() -> None:
+    outbox = Outbox(lambda: None)
+    assert outbox.put(bytes(QUEUE_BYTES_MAX))
+    assert not outbox.put(bytes(SMALL_BYTES + 1))
+    heartbeats = 0
+    while outbox.put(bytes(SMALL_BYTES)):
+        heartbeats += 1
+    assert heartbeats == RESERVE_BYTES // (SMALL_BYTES + 4)
 
 
 async def test_a_removed_peer_is_down_and_its_streams_end() -> None:

@@ -99,11 +99,29 @@ class TestTruncation:
         group.tick(2 * CONFIG.election_ticks)
         assert raft.truncation_point(0) == 3, "not for ever"
 
+    def test_a_follower_waits_for_another_one_that_answers_its_leader(self) -> None:
+        """It may be the next leader, and would have to send a snapshot."""
+        group = Group()
+        raft = group.elect(1)
+        follower = group.raft(2)
+        write(group, b"a", b"b")
+        assert follower.truncation_point(0) == 0, "it has not heard yet who needs what"
+        group.tick()
+        assert follower.truncation_point(0) == 3
+        group.isolate(3)
+        write(group, b"c", b"d")
+        group.tick()
+        assert (raft.truncation_point(0), follower.truncation_point(0)) == (3, 3)
+        assert follower.truncation_point(0, spare_followers=False) == 5
+        group.tick(2 * CONFIG.election_ticks)
+        assert follower.truncation_point(0) == 5, "not for ever"
+
     def test_a_new_leader_asks_first_who_needs_what(self) -> None:
         image = log_of([1, 1])
         image.applied = 2
         group = Group(images={1: image})
         raft = group.raft(1)
+        raft.step(Heartbeat(GROUP, 2, 1, 1, 2, 0, 2))
         assert raft.truncation_point(0) == 2
         raft.step(TimeoutNow(GROUP, 2, 1, 1))
         group[1].work()
@@ -121,6 +139,7 @@ class TestTruncation:
         group = Group()
         raft = group.elect(1)
         write(group, b"a", b"b")
+        group.tick()
         group[2].truncate()
         group[2].persist()
         group[2].crash()
@@ -134,7 +153,7 @@ class TestTruncation:
         image = log_of([1, 1, 2, 2])
         image.applied = 2
         group = Group(images={1: log_of([1, 1, 3]), 2: image})
-        group[2].truncate()
+        group[2].truncate(spare_followers=False)
         group.raft(1).step(Vote(GROUP, 3, 1, 4, 9, 9))
         group.elect(1)
         assert terms_of(group[2]) == [3, 5]
@@ -482,7 +501,7 @@ class TestAReplicaThatIsDistrusted:
         group = Group(images={1: log_of([1, 1, 1, 1])})
         group[1].raft.step(Append(GROUP, 2, 1, 2, 4, 1, 4, ()))
         group.work()
-        assert group[1].truncate() == 4
+        assert group[1].truncate(spare_followers=False) == 4
         raft = group.raft(1)
         raft.distrust()
         assert not raft.wants(SnapshotOffer(GROUP, 2, 1, 2, 2, 1))
@@ -492,6 +511,7 @@ class TestAReplicaThatIsDistrusted:
         group = Group()
         group.elect(1)
         write(group, b"a", b"b")
+        group.tick()
         assert group.raft(2).truncation_point(0) == 3
         group.raft(2).distrust()
         assert group.raft(2).truncation_point(0) == 0

@@ -258,8 +258,8 @@ class TestFlowControl:
             raft.tick()
             group[1].work()
             assert group.network == [
-                Heartbeat(GROUP, 1, 2, 1, 1, 0),
-                Heartbeat(GROUP, 1, 3, 1, 1, 0),
+                Heartbeat(GROUP, 1, 2, 1, 1, 0, 1),
+                Heartbeat(GROUP, 1, 3, 1, 1, 0, 1),
             ]
             group.stabilize()
 

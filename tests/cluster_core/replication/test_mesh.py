@@ -10,10 +10,10 @@ import pytest
 from cluster_core.errors import NoLeader, NotFound, OutcomeUnknown
 from cluster_core.hlc import HybridClock
 from cluster_core.ports import Transport
-from cluster_core.replication.mesh import Mesh
+from cluster_core.replication.mesh import RAFT_FRAME_BYTES, Mesh
 from cluster_core.replication.pace import Pace
 from cluster_core.types import NodeId
-from cluster_core.wire.messages import Heartbeat
+from cluster_core.wire.messages import Append, Entry, Heartbeat, Message
 
 
 class StoppedClock:
@@ -154,3 +154,22 @@ async def test_what_a_broken_stream_still_delivers_is_no_raft_message() -> None:
     a.send_messages("b", [beat])
     await asyncio.sleep(0.01)
     assert heard == [beat]
+
+
+async def test_a_node_that_lacks_much_in_every_group_gets_frames_of_a_moderate_size() -> None:
+    heard: list[Any] = []
+    a, _ = pair(heard)
+    sizes: list[int] = []
+    send = a._transport.send
+
+    def weigh(peer: str, frame: bytes) -> None:
+        sizes.append(len(frame))
+        send(peer, frame)
+
+    a._transport.send = weigh  # type: ignore[method-assign]
+    entry = Entry(1, 1, bytes(1 << 20))
+    messages: list[Message] = [Append(group, 1, 2, 1, 0, 0, 0, (entry,)) for group in range(1, 65)]
+    a.send_messages("b", messages)
+    await asyncio.sleep(0.01)
+    assert max(sizes) <= RAFT_FRAME_BYTES
+    assert heard == messages
