@@ -165,9 +165,7 @@ class ClusterNode:
         count = founding.partition_count
         deletion = EdgeDeletion(self.router, engine, clock, config, count)
         self._settlement = Settlement(self.router, self.participant, deletion, clock, config)
-        recovery = Recovery(
-            self.router, self.participant, self._settlement, deletion, clock, config
-        )
+        recovery = Recovery(self.router, self.participant, self._settlement, clock, config)
         transactions = Transactions(
             self.router,
             self.participant,

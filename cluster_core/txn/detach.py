@@ -110,10 +110,6 @@ class EdgeDeletion:
                     raise too_many_edges("detach_edges_max", bound)
                 await asyncio.sleep(0)
 
-    def is_running(self, transaction: bytes) -> bool:
-        """Whether its edges are being deleted by this node."""
-        return transaction in self._running
-
     async def delete_edges(
         self, home: GroupId, transaction: bytes, vertex: Digest, commit: Timestamp
     ) -> bool:

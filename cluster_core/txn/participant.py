@@ -8,6 +8,7 @@ that recovery may abort (``records.py``).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -43,6 +44,8 @@ from cluster_core.txn.records import (
 from cluster_core.types import Digest, GroupId, NodeId, Timestamp
 
 __all__ = ["LocksHeld", "Participant", "find_leaders", "make_intent", "read_horizon"]
+
+log = logging.getLogger("kotoba.txn")
 
 LOCK_WAIT_S: Final = 0.05
 """How long a prepare waits for a lock before it answers Conflict and is tried again. All prepares
@@ -279,11 +282,12 @@ class Participant:
 
     async def resolve(
         self, items: Sequence[tuple[GroupId, bytes, Timestamp, Timestamp]], deadline: float
-    ) -> None:
-        """Turn intents into versions or into nothing; returns when that is applied.
+    ) -> set[GroupId]:
+        """Turn intents into versions or into nothing, and return when that is applied: but for the
+        groups returned, as those that are not led here, of which some may not have applied it.
 
         An abort of a transaction that has no intent here leaves a refusal, for its prepare may
-        still be under way. Raises NoLeader when a group is not led here.
+        still be under way.
         """
         by_group: dict[GroupId, list[tuple[bytes, Timestamp, Timestamp]]] = {}
         for group, transaction, begin, commit in items:
@@ -292,9 +296,14 @@ class Participant:
             *(self._resolve_group(group, decided, deadline) for group, decided in by_group.items()),
             return_exceptions=True,
         )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
+        unresolved: set[GroupId] = set()
+        for group, outcome in zip(by_group, outcomes, strict=True):
+            if isinstance(outcome, KotobaError):
+                log.debug("intents of group %d, next time: %s", group, outcome.detail)
+                unresolved.add(group)
+            elif outcome is not None:
                 raise outcome
+        return unresolved
 
     async def _resolve_group(
         self, group: GroupId, decided: list[tuple[bytes, Timestamp, Timestamp]], deadline: float
@@ -324,8 +333,7 @@ class Participant:
 
     async def _serve_resolve(self, peer: NodeId, body: bytes) -> bytes:
         deadline = asyncio.get_running_loop().time() + self._config.limits.timeout_ms / 1000
-        await self.resolve(_decode_resolve(body).items, deadline)
-        return b""
+        return _encode(sorted(await self.resolve(_decode_resolve(body).items, deadline)))
 
     # What a decomposition has to know.
 

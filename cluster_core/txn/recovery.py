@@ -30,7 +30,6 @@ from cluster_core.replication.intents import Intent
 from cluster_core.replication.replica import Replica
 from cluster_core.replication.router import Router, confirm
 from cluster_core.storage import keys
-from cluster_core.txn.detach import EdgeDeletion
 from cluster_core.txn.participant import Participant, find_leaders, read_horizon
 from cluster_core.txn.records import (
     CheckRequest,
@@ -75,6 +74,7 @@ wait for a peer."""
 _Found = TypeVar("_Found")
 
 _decode_decide = msgspec.msgpack.Decoder(DecideRequest).decode
+_decode_transactions = msgspec.msgpack.Decoder(list[bytes]).decode
 _decode_decision = msgspec.msgpack.Decoder(Decision).decode
 
 
@@ -86,20 +86,19 @@ class Recovery:
         router: Router,
         participant: Participant,
         settlement: Settlement,
-        deletion: EdgeDeletion,
         clock: HybridClock,
         config: ClusterConfig,
     ) -> None:
         self._router = router
         self._participant = participant
         self._settlement = settlement
-        self._deletion = deletion
         self._clock = clock
         self._config = config
         self._coordinated: dict[bytes, asyncio.Future[None]] = {}
         """Transactions whose coordinator is at work here, until it has done with them."""
         self._turns = asyncio.Semaphore(RECOVERIES_MAX)
         router.mesh.handle("txn.decide", self._serve_decide)
+        router.mesh.handle("txn.in_hand", self._serve_in_hand)
 
     @contextmanager
     def coordinating(self, transactions: Sequence[bytes]) -> Iterator[None]:
@@ -258,13 +257,53 @@ class Recovery:
         silent = [
             intent
             for intent in replica.intents.seen_before(silent_since)
-            if intent.transaction not in self._coordinated
+            if not self._is_in_hand(intent.transaction)
         ]
-        if not silent:
-            return
-        led = await self._led(sorted({intent.record_group for intent in silent}))
-        ready = [intent for intent in silent if intent.record_group in led]
-        await self._in_turn(partial(self._recover_intent, replica), ready)
+        if silent:
+            orphans = await self._orphans(replica, silent)
+            await self._in_turn(partial(self._recover_intent, replica), orphans)
+
+    def _is_in_hand(self, transaction: bytes) -> bool:
+        """This node coordinates it, or finishes it."""
+        return transaction in self._coordinated or self._settlement.is_under_way(transaction)
+
+    async def _orphans(self, replica: Replica, silent: Sequence[Intent]) -> list[Intent]:
+        """Those that nobody has in hand where their home is led, as far as there is somebody to
+        ask. The silence of the others counts from now: where there is much to do, most intents are
+        a second old, and to recover what is well is to do it twice, one by one."""
+        homes = {intent.record_group for intent in silent}
+        leaders = await find_leaders(self._router, homes, self._deadline())
+        by_node: dict[NodeId, list[Intent]] = {}
+        for intent in silent:
+            node = leaders[intent.record_group]
+            if node is not None:
+                by_node.setdefault(node, []).append(intent)
+        found = await asyncio.gather(
+            *(self._orphans_at(*item, replica) for item in by_node.items())
+        )
+        return [intent for intents in found for intent in intents]
+
+    async def _orphans_at(
+        self, node: NodeId, intents: list[Intent], replica: Replica
+    ) -> list[Intent]:
+        if node == self._router.node_id:
+            return intents
+        body = msgspec.msgpack.encode([intent.transaction for intent in intents])
+        timeout = self._config.replication.coordinator_silence_ms / 1000
+        try:
+            answer = await self._router.mesh.request(node, "txn.in_hand", body, timeout=timeout)
+        except KotobaError as error:
+            log.debug("intents in group %d, next time: %s", replica.group, error.detail)
+            return []
+        in_hand = frozenset(_decode_transactions(answer))
+        now = asyncio.get_running_loop().time()
+        for transaction in in_hand:
+            replica.intents.heard_of(transaction, now)
+        return [intent for intent in intents if intent.transaction not in in_hand]
+
+    async def _serve_in_hand(self, peer: NodeId, body: bytes) -> bytes:
+        asked = _decode_transactions(body)
+        return msgspec.msgpack.encode([one for one in asked if self._is_in_hand(one)])
 
     async def _led(self, groups: Sequence[GroupId]) -> set[GroupId]:
         """Those of ``groups`` that have a leader now or soon: what needs another one would only
@@ -308,17 +347,17 @@ class Recovery:
         async with aclosing(walk_records(replica)) as records:
             async for key, value in records:
                 transaction, record = key[prefix:], decode_record(value)
-                if record.begin > old or transaction in self._coordinated:
+                if record.begin > old or self._is_in_hand(transaction):
                     continue
                 if record.state is RecordState.STAGING:
                     if len(staged) < RECOVER_MAX:
                         staged.append((transaction, record))
                 elif record.state is RecordState.COMMITTED:
                     found = (replica.group, transaction, value)
-                    if not record.detach:
-                        committed.append(found)
-                    elif not self._deletion.is_running(transaction):
+                    if record.detach:
                         self._settlement.finish_alone(found)
+                    else:
+                        committed.append(found)
                 if len(committed) == FINISH_MAX:
                     await self._settlement.finish(committed)
                     committed = []
@@ -349,9 +388,11 @@ class Recovery:
 
 
 async def walk_records(replica: Replica) -> AsyncGenerator[tuple[bytes, bytes], None]:
-    """The applied transaction records, as of now, with pauses."""
-    for number, pair in enumerate(list(replica.records.items()), 1):
-        yield pair
+    """The applied transaction records, with pauses; those that go meanwhile are not among them."""
+    for number, key in enumerate(list(replica.records), 1):
+        value = replica.records.get(key)
+        if value is not None:
+            yield key, value
         if number % PAUSE_AFTER == 0:
             await asyncio.sleep(0)
 

@@ -15,19 +15,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
 from cluster_core.config import ClusterConfig
 from cluster_core.errors import KotobaError
-from cluster_core.graph.values import encode_message
+from cluster_core.graph.values import encode_message, message_decoder
 from cluster_core.hlc import HybridClock
 from cluster_core.replication.evaluation import Draft, Evaluation
 from cluster_core.replication.router import Router, confirm
 from cluster_core.storage import keys
 from cluster_core.txn.detach import EdgeDeletion
 from cluster_core.txn.participant import Participant, find_leaders
-from cluster_core.txn.records import RecordState, ResolveRequest, decode_record
+from cluster_core.txn.records import (
+    RecordState,
+    ResolveRequest,
+    TransactionRecord,
+    decode_record,
+)
 from cluster_core.types import GroupId, NodeId, Timestamp
 
 __all__ = ["Committed", "Settlement"]
@@ -36,6 +41,8 @@ log = logging.getLogger("kotoba.txn")
 
 GATHER_S: Final = 0.001
 """The background waits this long for more to do in the same entries."""
+
+_decode_groups = message_decoder(list[GroupId])
 
 Committed = tuple[GroupId, bytes, bytes]
 """Home, transaction, its record as it is COMMITTED."""
@@ -64,6 +71,7 @@ class Settlement:
         self._clock = clock
         self._config = config
         self._gathering: list[Committed] = []
+        self._under_way: set[bytes] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -77,14 +85,20 @@ class Settlement:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def is_under_way(self, transaction: bytes) -> bool:
+        """Whether this node is finishing it: who asks what became of it need not do anything."""
+        return transaction in self._under_way
+
     def finish_later(self, committed: Committed) -> None:
         """:meth:`finish` it, with what else comes in the next moment."""
+        self._under_way.add(committed[1])
         self._gathering.append(committed)
         if len(self._gathering) == 1:
             self._spawn(self._finish_gathered())
 
     def finish_alone(self, committed: Committed) -> asyncio.Task[None]:
         """:meth:`finish` it in the background: it may take long, as edges go with it."""
+        self._under_way.add(committed[1])
         return self._spawn(self.finish([committed]))
 
     def resolve_later(self, decided: Sequence[Decided]) -> None:
@@ -99,6 +113,14 @@ class Settlement:
     async def finish(self, committed: list[Committed]) -> None:
         """Make records COMMITTED, resolve all intents, delete the records. Each step only after the
         one before is applied; what fails on the way is left to the sweep of the next leader."""
+        transactions = [transaction for _, transaction, _ in committed]
+        self._under_way.update(transactions)
+        try:
+            await self._finish(committed)
+        finally:
+            self._under_way.difference_update(transactions)
+
+    async def _finish(self, committed: list[Committed]) -> None:
         settled = await self._change_records(committed, self._commit_record)
         settled = [one for one in settled if await self._delete_edges(one)]
         records = {transaction: decode_record(value) for _, transaction, value in settled}
@@ -161,16 +183,13 @@ class Settlement:
     def _commit_record(
         self, evaluation: Evaluation, draft: Draft, transaction: bytes, value: bytes
     ) -> None:
-        key = keys.record(evaluation.group, transaction)
-        before = evaluation.plain(key)
-        if before is None:
+        record = _record(evaluation, transaction)
+        if record is None:
             return
-        record = decode_record(before)
         commit = decode_record(value).commit
-        assert record.state is not RecordState.ABORTED, "what is prepared everywhere is committed"
         assert record.commit == commit
         if record.state is RecordState.STAGING:
-            draft.put(key, value)
+            draft.put(keys.record(evaluation.group, transaction), value)
         intent = evaluation.intent(transaction)
         if intent is not None and not intent.detach:
             draft.resolve(intent, commit)
@@ -192,26 +211,42 @@ class Settlement:
         unresolved = {group for group, node in leaders.items() if node is None}
         for items, outcome in zip(by_node.values(), outcomes, strict=True):
             if isinstance(outcome, KotobaError):
+                log.debug("intents left to the sweep: %s", outcome.detail)
                 unresolved.update(group for group, *_ in items)
-            elif outcome is not None:
+            elif isinstance(outcome, BaseException):
                 raise outcome
+            else:
+                unresolved.update(outcome)
         return unresolved
 
-    async def _resolve_at(self, node: NodeId, items: list[Decided], deadline: float) -> None:
+    async def _resolve_at(
+        self, node: NodeId, items: list[Decided], deadline: float
+    ) -> Collection[GroupId]:
         if node == self._router.node_id:
-            await self._participant.resolve(items, deadline)
-            return
+            return await self._participant.resolve(items, deadline)
         body = encode_message(ResolveRequest(items))
         timeout = max(0.01, deadline - asyncio.get_running_loop().time())
-        await self._router.mesh.request(node, "txn.resolve", body, timeout=timeout)
+        answer = await self._router.mesh.request(node, "txn.resolve", body, timeout=timeout)
+        return _decode_groups(answer)
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._config.limits.timeout_ms / 1000
 
 
+def _record(evaluation: Evaluation, transaction: bytes) -> TransactionRecord | None:
+    """The record of a committed transaction; None when somebody else has finished it.
+
+    ABORTED is none of it: a participant asked what became of its intent, and by the time when the
+    question was heard the intent was resolved and the record deleted.
+    """
+    value = evaluation.plain(keys.record(evaluation.group, transaction))
+    record = None if value is None else decode_record(value)
+    return None if record is None or record.state is RecordState.ABORTED else record
+
+
 def _delete_record(evaluation: Evaluation, draft: Draft, transaction: bytes, value: bytes) -> None:
     """With the home's own intent, where that had to wait for the others."""
-    if evaluation.plain(keys.record(evaluation.group, transaction)) is None:
+    if _record(evaluation, transaction) is None:
         return
     draft.delete(keys.record(evaluation.group, transaction))
     intent = evaluation.intent(transaction)

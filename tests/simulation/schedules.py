@@ -156,7 +156,8 @@ def hang_syncs(*nodes: SimNode) -> None:
 
 async def abort_what_nobody_staged(world: World) -> None:
     """A transaction is aborted by a participant's recovery while its coordinator still waits for
-    another participant to prepare, and then has all that it needs to stage it."""
+    another participant to prepare, and then has all that it needs to stage it. The participant asks
+    though the coordinator is well: somebody else led its home for a moment, and knew nothing."""
     await _abort_and_go_on(world, until_forgotten=False)
 
 
@@ -176,7 +177,11 @@ async def _abort_and_go_on(world: World, *, until_forgotten: bool) -> None:
     writing = write(home, *written)
     participant, records = of(quick, early), of(home, group)
     await world.until(lambda: len(participant.intents) == 1, 1, "prepared", every=0.001)
+    (intent,) = participant.intents.all()
+    recovery = quick.cluster.node._sweep._recovery
+    asking = asyncio.ensure_future(recovery._recover_intent(participant, intent))
     await world.until(lambda: not participant.intents, 1, "aborted", every=0.001)
+    await asking
     if until_forgotten:
         await world.until(lambda: not records.table(keys.RECORD), 4, "forgotten", every=0.01)
     assert not writing.done()
