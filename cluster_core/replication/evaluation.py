@@ -32,6 +32,12 @@ HISTORY: Final = b"history"
 
 _ADJACENCY: Final = keys.OUT + keys.IN
 
+_ALL_VERSIONS: Final = b"\xff" * 9
+"""Behind a user key: above all its versions."""
+
+PASSED_MAX: Final = 1_000
+"""Vertices of which it is remembered how many dead edges a scan need not see again."""
+
 
 class Evaluation:
     """The view of one partition's leader, for one term. Implements ``graph.evaluate.View``."""
@@ -51,6 +57,9 @@ class Evaluation:
         self._adjacent: dict[bytes, dict[bytes, None]] = {}
         """Keys of ``_versions`` that are adjacency, by what those of a vertex begin with: a turn
         may delete a thousand vertices, and each looks for its own."""
+        self._passed: dict[bytes, bytes] = {}
+        """Where a scan of a vertex's edges begins: below it the store has no live one, nor will it
+        get one of what is in flight."""
         self._plain: dict[bytes, tuple[bytes | None, int]] = {}
         self._intents: dict[bytes, Intent] = {}
         self._flight: deque[Draft] = deque()
@@ -79,7 +88,26 @@ class Evaluation:
         return live[:limit]
 
     def _scan_engine(self, prefix: bytes) -> Iterator[tuple[bytes, Timestamp, bytes]]:
-        return mvcc.scan_newest(self._engine, prefix, keys.after(prefix))
+        begin = self._passed.get(prefix, prefix)
+        return mvcc.scan_newest(self._engine, begin, keys.after(prefix))
+
+    def pass_dead(self, prefix: bytes, most: int) -> bool:
+        """Pass over edges of a vertex that were deleted, ``most`` of them at a time, so that
+        evaluations need not: True when there is nothing more to pass over."""
+        begin = reached = self._passed.get(prefix, prefix)
+        passed = 0
+        entries = mvcc.scan_newest(self._engine, begin, keys.after(prefix), dead=True)
+        for user_key, _, value in entries:
+            if value or passed == most:
+                break
+            reached = user_key + _ALL_VERSIONS
+            passed += 1
+        ahead = [key for key in self._adjacent.get(prefix, ()) if self._versions[key][1]]
+        if passed:
+            self._passed[prefix] = min([reached, *ahead])
+            if len(self._passed) > PASSED_MAX:
+                del self._passed[next(iter(self._passed))]
+        return passed < most or bool(ahead)
 
     def plain(self, key: bytes) -> bytes | None:
         """The value of a key without versions: a dedupe entry, a transaction record, a refusal."""
@@ -132,7 +160,10 @@ class Evaluation:
     def _add_version(self, user_key: bytes, timestamp: Timestamp, value: bytes, at: int) -> None:
         self._versions[user_key] = (timestamp, value, at)
         if user_key[2] in _ADJACENCY:
-            self._adjacent.setdefault(user_key[: keys.ADJACENCY_PREFIX], {})[user_key] = None
+            prefix = user_key[: keys.ADJACENCY_PREFIX]
+            self._adjacent.setdefault(prefix, {})[user_key] = None
+            if value and user_key < self._passed.get(prefix, b""):
+                self._passed[prefix] = user_key
 
     def _remove_version(self, user_key: bytes) -> None:
         del self._versions[user_key]

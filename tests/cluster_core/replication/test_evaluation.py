@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from cluster_core.ports import DATA
@@ -77,3 +79,54 @@ def test_an_evaluation_looks_at_the_edges_of_its_vertex_only(
     monkeypatch.setattr(evaluation, "_versions", Versions(evaluation._versions))
     assert len(evaluation.scan_newest(OUT, 10)) == 2
     assert not looked_at
+
+
+def store(engine: MemoryEngine, versions: dict[bytes, tuple[int, bytes]]) -> None:
+    batch = engine.batch()
+    for key, (timestamp, value) in versions.items():
+        batch.put(DATA, keys.versioned(key, timestamp), value)
+    engine.write(batch)
+
+
+def test_dead_edges_are_passed_over_in_portions_up_to_the_first_live_one() -> None:
+    engine = MemoryEngine()
+    store(engine, {edge(number): (10, FAR) for number in range(21)})
+    store(engine, {edge(number): (20, b"") for number in range(21) if number != 15})
+    evaluation = Evaluation(engine, GROUP, [])
+    assert [evaluation.pass_dead(OUT, 6) for _ in range(4)] == [False, False, True, True]
+    assert evaluation._passed[OUT] > edge(14)
+    assert evaluation.scan_newest(OUT, 10) == [(edge(15), FAR)]
+    evaluation.begin(1).write(edge(3), FAR, 30)
+    store(engine, {edge(3): (30, FAR)})
+    evaluation.applied(1)
+    assert [key for key, _ in evaluation.scan_newest(OUT, 10)] == [edge(3), edge(15)]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whatever_was_passed_over_all_live_edges_are_seen(seed: int) -> None:
+    """Edges come and go, are in flight and applied, while others pass over the dead ones."""
+    source = random.Random(seed)
+    engine = MemoryEngine()
+    evaluation = Evaluation(engine, GROUP, [])
+    expected: dict[bytes, bytes] = {}
+    flight: list[dict[bytes, tuple[int, bytes]]] = []
+    index = applied = 0
+    for timestamp in range(1, 150):
+        act = source.random()
+        if act < 0.4:
+            index += 1
+            draft = evaluation.begin(index)
+            flight.append({})
+            for number in source.sample(range(12), source.randint(1, 4)):
+                value = FAR if source.random() < 0.4 else b""
+                draft.write(edge(number), value, timestamp)
+                flight[-1][edge(number)] = (timestamp, value)
+                expected[edge(number)] = value
+        elif act < 0.7 and flight:
+            store(engine, flight.pop(0))
+            applied += 1
+            evaluation.applied(applied)
+        else:
+            evaluation.pass_dead(OUT, source.randint(1, 5))
+        live = {key for key, value in expected.items() if value}
+        assert {key for key, _ in evaluation.scan_newest(OUT, 20)} == live

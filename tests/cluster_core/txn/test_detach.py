@@ -24,7 +24,7 @@ from cluster_core.query.results import CountRow
 from cluster_core.replication.command import decode_command
 from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
-from cluster_core.txn import detach
+from cluster_core.txn import detach, executor
 from cluster_core.txn.detach import EdgeDeletion, EdgesRequest
 from cluster_core.txn.records import RecordState, decode_record
 from cluster_core.types import Digest, group_of, partition_of
@@ -169,6 +169,34 @@ async def test_edges_that_were_deleted_before_hold_nobody_up(
     assert [key[-32:] for key, _ in page] == sorted(edges)[-1:]
     assert turns >= 500 // 50 - 1  # it begins with the first pause
     assert not await deletion._page(prefix, page[-1][0], 10)
+
+
+@pytest.mark.parametrize("with_detach", [False, True])
+async def test_a_deletion_evaluates_behind_the_edges_that_were_deleted_before(
+    cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch, with_detach: bool
+) -> None:
+    monkeypatch.setattr(executor, "PASS_ENTRIES", 50)
+    hub, *others = await execute(cluster, [CreateNode()] * 9)
+    edges = await execute(cluster, [CreateEdge("SPOKE", hub, others[n % 8]) for n in range(500)])
+    await execute(cluster, [DeleteEdge(edge, hub) for edge in edges])
+    home = group_of(partition_of(hub, PARTITIONS))
+    await deletion_of(cluster).require_countable(home, hub)  # all is applied then
+    evaluation = cluster.node.host.replicas[home].evaluation
+    assert evaluation is not None
+    look, portions = evaluation.pass_dead, 0
+
+    def passing(prefix: bytes, most: int) -> bool:
+        nonlocal portions
+        portions += 1
+        return look(prefix, most)
+
+    monkeypatch.setattr(evaluation, "pass_dead", passing)
+    await cluster.execute_operation(DeleteNode(hub, detach=with_detach))
+    assert portions >= 500 // 50
+    out = keys.out_prefix(home, hub)
+    assert not list(evaluation._scan_engine(out))
+    assert evaluation._passed[out] > max(keys.out_edge(home, hub, "SPOKE", edge) for edge in edges)
+    assert await count(cluster, "nodes") == 8
 
 
 async def test_who_tries_again_goes_on_where_the_last_try_failed(
