@@ -236,12 +236,18 @@ class Reads:
         return frozenset() if replica is None else replica.intents.detaching
 
     async def settle(
-        self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None
+        self,
+        partition: int,
+        timestamp: Timestamp,
+        digests: Collection[Digest] | None,
+        *,
+        past_holds: bool = False,
     ) -> None:
         replica = self._router.host.replicas.get(group_of(partition))
         if replica is None:
             raise NoLeader(f"{self.node_id} has no replica of partition {partition}")
-        while (intent := replica.intents.undecided(timestamp, digests)) is not None:
+        undecided = replica.intents.undecided
+        while (intent := undecided(timestamp, digests, past_holds=past_holds)) is not None:
             commit = await replica.intents.decided(intent.transaction)
             if commit > timestamp:
                 raise ReadAgain(commit)

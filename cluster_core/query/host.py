@@ -91,12 +91,19 @@ class QueryHost(Protocol):
         ...
 
     async def settle(
-        self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None
+        self,
+        partition: int,
+        timestamp: Timestamp,
+        digests: Collection[Digest] | None,
+        *,
+        past_holds: bool = False,
     ) -> None:
         """Return when every intent prepared at or below ``timestamp`` on ``digests`` is decided.
 
         An intent is *on* a digest when it locks it: it may write its record, or an adjacency entry
-        of it (``source`` of OUT, ``target`` of IN). None means every intent of the partition. What
+        of it (``source`` of OUT, ``target`` of IN). None means every intent of the partition, with
+        ``past_holds`` but those of :meth:`detaching` that write nothing themselves: for who looks
+        at no edge, or settles the ends of each that he meets. What
         was decided is applied to the engine by then. Raises
         :class:`ReadAgain` when one committed above ``timestamp`` and the read is strong.
         """

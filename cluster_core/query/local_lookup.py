@@ -33,7 +33,7 @@ async def load(task: LoadTask, work: Work) -> LoadResult:
     if task.exact:
         # The CID of a version that an undecided transaction wrote is on nobody's list of locks.
         for partition in sorted(set(task.partitions)):
-            await work.settle(partition, None)
+            await work.settle_all(partition, past_holds=True)
     else:
         await work.settle_each(task.partitions, task.digests)
     fits = fitting(task.kind, [], task.where)
@@ -81,7 +81,10 @@ async def locate(task: LocateTask, work: Work) -> LocateResult:
     found: list[Located] = []
     missing = list(dict.fromkeys(task.digests))
     for partition in sorted(set(task.partitions)):
-        await work.settle(partition, None if task.thorough else missing)
+        if task.thorough:
+            await work.settle_all(partition, past_holds=True)
+        else:
+            await work.settle(partition, missing)
         missing = await _locate_in(partition, missing, task.exact, work, found)
     return LocateResult(work.scanned, found)
 

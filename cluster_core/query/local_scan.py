@@ -12,7 +12,7 @@ from msgspec import structs
 
 from cluster_core.graph.blocks import decode_block
 from cluster_core.graph.indexes import VALUE_BYTES_MAX
-from cluster_core.graph.records import EDGE, record_block, record_kind
+from cluster_core.graph.records import EDGE, VERTEX, record_block, record_kind
 from cluster_core.graph.values import Value
 from cluster_core.query.local_index import (
     IndexRefused,
@@ -84,7 +84,7 @@ async def _scan_in_place(task: ScanTask, work: Work) -> ScanResult:
         after = _after_in(partition, task.after)
         if after is None:
             continue
-        await work.settle(partition, None)
+        await work.settle_all(partition, past_holds=task.kind == VERTEX)
         for pairs, told in _in_place(task, partition, after, work):
             await work.breathe()
             for key, record in pairs:
@@ -145,7 +145,7 @@ async def _scan_ordered(task: ScanTask, work: Work) -> ScanResult:
     best = _Best(task.limit + 1, work.budget.bytes)
     order = compile_order(task.order_by)
     for partition in sorted(set(task.partitions)):
-        await work.settle(partition, None)
+        await work.settle_all(partition, past_holds=task.kind == VERTEX)
         for pairs in _in_any_order(task.access, task.kind, partition, work):
             for key, record in pairs:
                 if fits(record):
@@ -180,7 +180,7 @@ async def _scan_along_index(task: ScanTask, work: Work) -> ScanResult:
     heads: list[tuple[Row, int]] = []
     fits = fitting(task.kind, task.labels, task.where)
     for partition in sorted(set(task.partitions)):
-        await work.settle(partition, None)
+        await work.settle_all(partition, past_holds=task.kind == VERTEX)
         (order,) = task.order_by
         stream = rows_in_order(task.access, task.kind, order, partition, task.after, work)
         streams.append(stream)
@@ -285,7 +285,7 @@ async def _count(task: CountTask, work: Work) -> CountResult:
     groups = _Groups(task.groups_max, work.budget.bytes)
     enter = _enter_entries if task.access.counts(task.group_by) else _enter_records
     for partition in sorted(set(task.partitions)):
-        await work.settle(partition, None)
+        await work.settle_all(partition, past_holds=task.kind == VERTEX)
         for _ in enter(task, partition, groups, work):
             await work.breathe()
             bound = groups.bound or ("scanned" if work.exhausted else None)

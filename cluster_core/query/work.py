@@ -44,9 +44,14 @@ class Work:
         self.scanned = 0
         self.unpaused = 0
 
-    async def settle(self, partition: int, digests: Sequence[Digest] | None) -> None:
+    async def settle(self, partition: int, digests: Sequence[Digest]) -> None:
         if not self.point.skip_intents:
             await self.host.settle(partition, self.timestamp, digests)
+
+    async def settle_all(self, partition: int, *, past_holds: bool) -> None:
+        """All of ``partition``; see :meth:`QueryHost.settle`."""
+        if not self.point.skip_intents:
+            await self.host.settle(partition, self.timestamp, None, past_holds=past_holds)
 
     async def settle_each(self, partitions: list[int], digests: list[Digest]) -> None:
         """``digests`` lie in ``partitions``, place by place."""

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
 from cluster_core.graph.indexes import (
     IndexDefinition,
     Indexes,
@@ -286,12 +288,22 @@ class Draft:
         self._resolved.append((intent.transaction, commit))
         self._evaluation._drop(intent)
         if commit:
-            for user_key, value in intent.writes:
-                self.write(user_key, value, commit)
-            for key, value in intent.pointers:
-                self.put(key, value)
-            for digest, description in intent.changes:
-                self.change(digest, description, commit)
+            self._carry_out(intent, commit)
+
+    def resolve_writes(self, intent: Intent, commit: Timestamp) -> None:
+        """Turn what ``intent`` writes into versions at ``commit``. The rest of it stays, and holds
+        the edges of a vertex that are still to go."""
+        assert commit >= intent.prepared
+        self._carry_out(intent, commit)
+        self.prepare(msgspec.structs.replace(intent, writes=[], pointers=[], changes=[]))
+
+    def _carry_out(self, intent: Intent, commit: Timestamp) -> None:
+        for user_key, value in intent.writes:
+            self.write(user_key, value, commit)
+        for key, value in intent.pointers:
+            self.put(key, value)
+        for digest, description in intent.changes:
+            self.change(digest, description, commit)
 
     def move_horizon(self, horizon: Timestamp) -> None:
         """Nothing that only reads below ``horizon`` can see is kept any more."""

@@ -34,6 +34,11 @@ class Intent(msgspec.Struct, array_like=True, gc=False):
     """A vertex of which all edges go when the transaction commits, in entries of their own
     (``txn/detach.py``): the intent stays until they are gone."""
 
+    @property
+    def only_holds(self) -> bool:
+        """It stands for edges of ``detach``, and for nothing else that is to be written."""
+        return bool(self.detach) and not self.writes
+
 
 encode_intent = msgspec.msgpack.Encoder().encode
 decode_intent = msgspec.msgpack.Decoder(Intent).decode
@@ -93,13 +98,16 @@ class IntentIndex:
         """Intents that this replica has known since before ``moment``."""
         return [intent for intent, seen in self._intents.values() if seen < moment]
 
-    def undecided(self, timestamp: Timestamp, digests: Collection[Digest] | None) -> Intent | None:
-        """Some intent prepared at or below ``timestamp`` on one of ``digests`` (None: on any)."""
+    def undecided(
+        self, timestamp: Timestamp, digests: Collection[Digest] | None, *, past_holds: bool = False
+    ) -> Intent | None:
+        """Some intent prepared at or below ``timestamp`` on one of ``digests`` (None: on any, but
+        with ``past_holds`` those that only hold edges)."""
         if not self._intents:
             return None
         if digests is None:
             for intent, _ in self._intents.values():
-                if intent.prepared <= timestamp:
+                if intent.prepared <= timestamp and not (past_holds and intent.only_holds):
                     return intent
             return None
         for digest in digests:

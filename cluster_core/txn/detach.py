@@ -5,7 +5,8 @@ vertex EXCLUSIVE (``HoldEdges``), which stands for all its edges there: nothing 
 of them can be prepared, and a read that meets one waits. From prepare on, the edges are those that
 the vertex's adjacency lists in its home partition, and no others.
 
-Once the record is COMMITTED, and not before, its home's leader walks that adjacency page by page:
+Once the record is COMMITTED, and not before, the vertex is deleted, and what is left of its home's
+intent holds the edges there as well. The home's leader walks that adjacency page by page:
 
 1. The halves of the page's edges in other partitions are deleted, at the commit timestamp.
 2. When all of that is applied, so are the halves at home. What the adjacency still lists is what

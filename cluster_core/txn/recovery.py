@@ -244,8 +244,11 @@ class Recovery:
         settled = msgspec.structs.replace(seen, state=state, commit=commit)
         draft.put(key, encode_record(settled))
         intent = evaluation.intent(transaction)
-        if intent is not None and not (prepared and intent.detach):
-            draft.resolve(intent, commit)
+        if intent is not None:
+            if prepared and intent.detach:
+                draft.resolve_writes(intent, commit)
+            else:
+                draft.resolve(intent, commit)
         if not prepared and seen.dedupe:
             draft.delete(keys.dedupe(home, seen.dedupe))
         await replica.propose(draft, deadline)

@@ -2,7 +2,8 @@
 
 Each step is taken only when the one before is applied:
 
-1. The record becomes COMMITTED, with the home's own intent, if no edges are to go before it.
+1. The record becomes COMMITTED, and what the home's own intent writes becomes versions. Where edges
+   are to go before it, the rest of that intent stays.
 2. The edges of a deleted vertex are deleted, where they are many (``detach.py``).
 3. Every participant resolves its intent.
 4. The record is deleted.
@@ -191,8 +192,12 @@ class Settlement:
         if record.state is RecordState.STAGING:
             draft.put(keys.record(evaluation.group, transaction), value)
         intent = evaluation.intent(transaction)
-        if intent is not None and not intent.detach:
+        if intent is None:
+            return
+        if not intent.detach:
             draft.resolve(intent, commit)
+        elif intent.writes:
+            draft.resolve_writes(intent, commit)
 
     async def resolve(self, decided: Sequence[Decided]) -> set[GroupId]:
         """Tell the participants; returns those of which some may not have applied all of it."""

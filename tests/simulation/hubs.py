@@ -21,7 +21,7 @@ from cluster_core.graph.operations import (
     UpdateEdge,
 )
 from cluster_core.graph.values import Value
-from cluster_core.query.plan import Count, FindEdges, Get, Query, Traverse
+from cluster_core.query.plan import Count, FindEdges, FindNodes, Get, Query, Traverse
 from cluster_core.query.results import CountRow, QueryResult
 from cluster_core.types import Digest, Timestamp
 from tests.simulation.workload import Client, NotExecuted, Unsure
@@ -103,7 +103,7 @@ class Surveyor(Client):
 
     async def build(self) -> None:
         label = self.hubs.name()
-        operations = [BatchOperation(CreateNode(("Hub",)), "hub")]
+        operations = [BatchOperation(CreateNode(("Hub", label)), "hub")]
         leaves = []
         for number in range(self.random.randint(*_SPOKES)):
             leaf = self.random.choice(self.hubs.leaves)
@@ -210,7 +210,7 @@ class Surveyor(Client):
         """A question about the hub, and what it counts while the hub stands."""
         edges = len(hub.edges)
         leaves = tuple(self.hubs.leaves)
-        choice = self.random.randrange(6)
+        choice = self.random.randrange(8)
         if choice == 0:
             return Count(of="edges", label=hub.label), edges
         if choice == 1:
@@ -221,6 +221,10 @@ class Surveyor(Client):
             return Get(cids=tuple(hub.edges)), edges
         if choice == 4:
             return Get(cids=(hub.digest,)), 1
+        if choice == 5:
+            return Count(labels=(hub.label,)), 1
+        if choice == 6:
+            return FindNodes(labels=(hub.label,), limit=10), 1
         around = Traverse(
             start=leaves,
             direction="both",

@@ -109,7 +109,12 @@ class QueryNode:
         return frozenset()
 
     async def settle(
-        self, partition: int, timestamp: Timestamp, digests: Collection[Digest] | None
+        self,
+        partition: int,
+        timestamp: Timestamp,
+        digests: Collection[Digest] | None,
+        *,
+        past_holds: bool = False,
     ) -> None:
         assert self.serving_node(partition) == self.node_id
         self.settled.append((partition, timestamp, digests))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from cluster_core.cluster import KotobaCluster
 from cluster_core.config import ClusterConfig, LimitConfig
 from cluster_core.errors import NotFound, PreconditionFailed, TooLarge
+from cluster_core.graph.entities import Vertex
 from cluster_core.graph.operations import (
     BatchOperation,
     CreateEdge,
@@ -19,14 +20,16 @@ from cluster_core.graph.operations import (
     DeleteEdge,
     DeleteNode,
 )
-from cluster_core.query.plan import Count, Get, Traverse
+from cluster_core.query.plan import Count, FindNodes, Get, Traverse
 from cluster_core.query.results import CountRow
 from cluster_core.replication.command import decode_command
+from cluster_core.replication.intents import Intent
 from cluster_core.replication.replica import Replica
 from cluster_core.storage import keys
 from cluster_core.txn import detach, executor
 from cluster_core.txn.detach import EdgeDeletion, EdgesRequest
 from cluster_core.txn.records import RecordState, decode_record
+from cluster_core.txn.settlement import Settlement
 from cluster_core.types import Digest, group_of, partition_of
 from cluster_core.wire.messages import CONFIGURATION
 from tests.cluster_core.single_node import count, execute, single_node
@@ -103,6 +106,65 @@ async def test_all_edges_go_with_it_and_no_entry_is_large(cluster: KotobaCluster
         while any(map(unfinished, replicas)):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     assert not any(replica.intents or replica.table(keys.INTENT) for replica in replicas)
+
+
+async def test_while_edges_go_only_who_looks_for_edges_waits(
+    cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, others = await hub_with(cluster, EDGES)
+    go_on = asyncio.Event()
+    delete = EdgeDeletion._delete_listed
+
+    async def wait(self: EdgeDeletion, *args: Any) -> None:
+        await go_on.wait()
+        await delete(self, *args)
+
+    monkeypatch.setattr(EdgeDeletion, "_delete_listed", wait)
+    await cluster.execute_operation(DeleteNode(hub, detach=True), timeout_ms=200)
+    async with asyncio.timeout(5):
+        assert await count(cluster, "nodes") == 50
+        found = await cluster.execute_query(FindNodes(limit=100))
+        assert {row.digest for row in found.rows if isinstance(row, Vertex)} == set(others)
+        assert not (await cluster.execute_query(Get(cids=(b"n" * 32,)))).rows
+    counting = asyncio.ensure_future(count(cluster, "edges"))
+    looking = asyncio.ensure_future(cluster.execute_query(Get(cids=(hub,))))
+    await asyncio.wait([counting, looking], timeout=0.2)
+    assert not counting.done()
+    assert not looking.done()
+    go_on.set()
+    assert await counting == 0
+    assert not (await looking).rows
+
+
+async def nodes_once_deleted(cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many are counted when the deletion of a hub is answered: certain, and not carried out."""
+    hub, _ = await hub_with(cluster, EDGES)
+    go_on = asyncio.Event()
+    finish = Settlement._finish
+
+    async def wait(self: Settlement, *args: Any) -> None:
+        await go_on.wait()
+        await finish(self, *args)
+
+    monkeypatch.setattr(Settlement, "_finish", wait)
+    await cluster.execute_operation(DeleteNode(hub, detach=True), timeout_ms=200)
+    counting = asyncio.ensure_future(count(cluster, "nodes"))
+    await asyncio.wait([counting], timeout=0.2)
+    go_on.set()
+    return await counting
+
+
+async def test_who_looks_for_nodes_waits_until_it_is_carried_out(
+    cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await nodes_once_deleted(cluster, monkeypatch) == 50
+
+
+async def test_looking_past_the_intent_of_its_home_is_found(
+    cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Intent, "only_holds", property(lambda intent: bool(intent.detach)))
+    assert await nodes_once_deleted(cluster, monkeypatch) == 51
 
 
 async def test_what_cannot_be_deleted_keeps_its_edges(cluster: KotobaCluster) -> None:
