@@ -67,6 +67,16 @@ def test_a_port_or_a_folder_in_use_is_one_line(cluster: LocalCluster, tmp_path: 
         assert ended.stderr.count("\n") == 1
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """A shell that was told to go on meanwhile (``make test &``) has what it starts ignore Ctrl-C,
+    and so what that starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_dev_ends_with_0_on_ctrl_c_and_leaves_nothing_running(tmp_path: Path) -> None:
     port = free_ports(1)[0]
     command = [*SERVER, "dev", "--nodes=1", f"--port={port}", f"--data-dir={tmp_path}"]
@@ -77,7 +87,10 @@ def test_dev_ends_with_0_on_ctrl_c_and_leaves_nothing_running(tmp_path: Path) ->
         seen = _read_until(process.stdout, "Ctrl-C stops the cluster")
         assert f"curl -L http://127.0.0.1:{port}/v1/operations" in seen
         process.send_signal(signal.SIGINT)
-        assert process.wait(15.0) == 0
+        try:
+            assert process.wait(15.0) == 0
+        finally:
+            process.kill()
     with contextlib.closing(httpx.Client()) as http, pytest.raises(httpx.ConnectError):
         http.get(f"http://127.0.0.1:{port}/livez")
     assert (tmp_path / "node1").exists()

@@ -127,7 +127,7 @@ MUTANTS = [
     Mutant(
         broken=forgets_it_under_load,
         area=AREA,
-        rule="a read covers what its leader promised to a snapshot",
+        rule="the same, under load and told by a history",
         scenario=partial(run_strict, walkers=4, glances=1.0, seconds=2.0),
         quick=False,
     ),
