@@ -65,9 +65,6 @@ LOCK_WAIT_S: Final = 0.05
 INTENT_WAIT_S: Final = 5.0
 """Longer than the life of an orphan; a partition that decides nothing is left for the next look."""
 
-ALL_VERSIONS: Final = b"\xff" * 9
-"""Behind a user key: above all its versions."""
-
 
 class IndexBuilder:
     """See the module."""
@@ -182,7 +179,7 @@ class IndexBuilder:
         """The next entities with ``label``: a look of its own each time, since an open scan would
         keep the store from letting go of what is overwritten."""
         prefix = keys.label_prefix(group, kind, label)
-        begin = prefix + after + ALL_VERSIONS if after else prefix
+        begin = prefix + after + keys.ALL_VERSIONS if after else prefix
         found = mvcc.scan_newest(self._engine, begin, keys.after(prefix))
         return [user_key[-32:] for user_key, _, _ in islice(found, ENTRIES_MAX)]
 

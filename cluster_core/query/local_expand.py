@@ -9,7 +9,7 @@ from cluster_core.graph.values import Value
 from cluster_core.ports import DATA
 from cluster_core.query.predicates import Predicate, predicate
 from cluster_core.query.tasks import Adjacency, ExpandResult, ExpandTask, as_weight
-from cluster_core.query.work import ALL_VERSIONS, Work, properties_of
+from cluster_core.query.work import Work, properties_of
 from cluster_core.storage import keys
 from cluster_core.types import Digest, group_of
 
@@ -101,7 +101,7 @@ def _spans(task: ExpandTask) -> list[tuple[bytes, bytes]]:
 
 def _after(group: bytes, vertex: Digest, position: bytes) -> bytes:
     """The smallest key after an entry, from ``table · label · 0 · edge``."""
-    return group + position[:1] + vertex + position[1:] + ALL_VERSIONS
+    return group + position[:1] + vertex + position[1:] + keys.ALL_VERSIONS
 
 
 def _cut(

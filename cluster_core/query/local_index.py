@@ -22,7 +22,7 @@ from cluster_core.query.ordering import COMPLEMENT, compile_order
 from cluster_core.query.plan import OrderBy
 from cluster_core.query.ranges import is_single_value
 from cluster_core.query.tasks import Access
-from cluster_core.query.work import ALL_VERSIONS, Work, properties_of
+from cluster_core.query.work import Work, properties_of
 from cluster_core.storage import keys
 from cluster_core.types import Digest, group_of
 
@@ -117,7 +117,7 @@ def digests_in_place(
         return
     # Of one label, or of one value, the entries lie in the order of their digests.
     for prefix, end in _entry_ranges(access, kind, partition):
-        begin = prefix + after + ALL_VERSIONS if after else prefix
+        begin = prefix + after + keys.ALL_VERSIONS if after else prefix
         for entries in _entries(access, begin, end, partition, work):
             yield [key[_DIGEST] for key in entries]
 

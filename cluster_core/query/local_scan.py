@@ -35,7 +35,6 @@ from cluster_core.query.tasks import (
     Stored,
 )
 from cluster_core.query.work import (
-    ALL_VERSIONS,
     PAUSE_AFTER,
     Work,
     fitting,
@@ -121,7 +120,7 @@ def _in_place(
     told, if there was any."""
     if not task.access.label:
         begin = keys.table_prefix(group_of(partition), keys.ENTITY)
-        start = begin + after + ALL_VERSIONS if after else begin
+        start = begin + after + keys.ALL_VERSIONS if after else begin
         for read, visible in work.batches(start, keys.after(begin)):
             work.note(read, weight_of(visible))
             yield visible, visible[-1][0][3:35] if visible else b""

@@ -18,15 +18,12 @@ from cluster_core.storage import keys
 from cluster_core.storage.mvcc import read_at
 from cluster_core.types import Digest, group_of
 
-__all__ = ["ALL_VERSIONS", "PAUSE_AFTER", "Work", "fitting", "properties_of", "weight_of"]
+__all__ = ["PAUSE_AFTER", "Work", "fitting", "properties_of", "weight_of"]
 
 PAUSE_AFTER: Final = 500
 """Stored pairs between two pauses: at 3 to 5 us for a record that is decoded, some 2 ms."""
 _PAIR_BYTES: Final = 2048
 """A pair counts once more for each of these: a record of 1 MiB is a pause of its own."""
-ALL_VERSIONS: Final = b"\xff" * 9
-"""Appended to a user key: above all its versions."""
-
 _pack_u64: Final = Struct(">Q").pack
 
 
@@ -110,7 +107,7 @@ class Work:
         """Key and record of an entity at the read's timestamp; None when it is not there."""
         user_key = keys.entity(group_of(partition), digest)
         begin = user_key + _pack_u64(keys.TIMESTAMP_MAX - self.timestamp)
-        pair = self.engine.first(DATA, begin, user_key + ALL_VERSIONS)
+        pair = self.engine.first(DATA, begin, user_key + keys.ALL_VERSIONS)
         if pair is None or not pair[1]:
             return None
         self.note(1, len(pair[1]))

@@ -34,9 +34,6 @@ HISTORY: Final = b"history"
 
 _ADJACENCY: Final = keys.OUT + keys.IN
 
-_ALL_VERSIONS: Final = b"\xff" * 9
-"""Behind a user key: above all its versions."""
-
 PASSED_MAX: Final = 1_000
 """Vertices of which it is remembered how many dead edges a scan need not see again."""
 
@@ -102,7 +99,7 @@ class Evaluation:
         for user_key, _, value in entries:
             if value or passed == most:
                 break
-            reached = user_key + _ALL_VERSIONS
+            reached = user_key + keys.ALL_VERSIONS
             passed += 1
         ahead = [key for key in self._adjacent.get(prefix, ()) if self._versions[key][1]]
         if passed:

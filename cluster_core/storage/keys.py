@@ -103,6 +103,9 @@ def entity(group: GroupId, digest: Digest) -> bytes:
     return _GROUP(group) + ENTITY + digest
 
 
+ALL_VERSIONS: Final = b"\xff" * 9
+"""Appended to a user key: above all its versions."""
+
 ADJACENCY_PREFIX: Final = 35
 """Group, table, digest: what the OUT keys of one vertex have in common, and its IN keys."""
 

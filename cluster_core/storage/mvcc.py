@@ -24,7 +24,7 @@ from struct import Struct
 from typing import Final
 
 from cluster_core.ports import DATA, Engine, Scan
-from cluster_core.storage.keys import TIMESTAMP_MAX
+from cluster_core.storage.keys import ALL_VERSIONS, TIMESTAMP_MAX
 from cluster_core.types import Timestamp
 
 __all__ = ["newest", "read_at", "scan_at", "scan_newest", "versions"]
@@ -32,9 +32,6 @@ __all__ = ["newest", "read_at", "scan_at", "scan_newest", "versions"]
 _U64: Final = Struct(">Q")
 _pack: Final = _U64.pack
 _unpack_from: Final = _U64.unpack_from
-_AFTER: Final = b"\xff" * 9
-"""Appended to a user key: above all its versions, whose timestamps have 8 bytes."""
-
 SKIP_MAX: Final = 8
 """Versions passed over one by one before a seek is cheaper: a seek costs as much as about eight
 steps. It is RocksDB's own default for the same question."""
@@ -42,7 +39,7 @@ steps. It is RocksDB's own default for the same question."""
 
 def newest(engine: Engine, user_key: bytes) -> tuple[Timestamp, bytes] | None:
     """The newest version of ``user_key``, with ``b""`` for a tombstone; None if there is none."""
-    pair = engine.first(DATA, user_key, user_key + _AFTER)
+    pair = engine.first(DATA, user_key, user_key + ALL_VERSIONS)
     if pair is None:
         return None
     return TIMESTAMP_MAX - _unpack_from(pair[0], len(user_key))[0], pair[1]
@@ -53,7 +50,7 @@ def read_at(
 ) -> tuple[Timestamp, bytes] | None:
     """The newest version of ``user_key`` not above ``timestamp``, ``b""`` for a tombstone."""
     begin = user_key + _pack(TIMESTAMP_MAX - timestamp)
-    pair = engine.first(DATA, begin, user_key + _AFTER)
+    pair = engine.first(DATA, begin, user_key + ALL_VERSIONS)
     if pair is None:
         return None
     return TIMESTAMP_MAX - _unpack_from(pair[0], len(user_key))[0], pair[1]
@@ -61,7 +58,7 @@ def read_at(
 
 def versions(engine: Engine, user_key: bytes) -> Iterator[tuple[Timestamp, bytes]]:
     """Every version of ``user_key``, tombstones too, newest first."""
-    scan = engine.scan(DATA, user_key, user_key + _AFTER)
+    scan = engine.scan(DATA, user_key, user_key + ALL_VERSIONS)
     offset = len(user_key)
     return ((TIMESTAMP_MAX - _unpack_from(key, offset)[0], value) for key, value in scan)
 
@@ -108,5 +105,5 @@ def _visible(
                 if value or dead:
                     yield user_key, TIMESTAMP_MAX - unpack_from(key, len(user_key))[0], value
         if skipped > SKIP_MAX:
-            scan.seek(user_key + (_AFTER if user_key == done else oldest))
+            scan.seek(user_key + (ALL_VERSIONS if user_key == done else oldest))
             skipped = 0

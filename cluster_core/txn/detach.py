@@ -60,9 +60,6 @@ vertex may have had a million, whose tombstones stay as long as history is kept.
 REMEMBERED_MAX: Final = 64
 """Deletions of which this node remembers how far it came."""
 
-_ALL_VERSIONS: Final = b"\xff" * 9
-"""Behind a user key: above all its versions."""
-
 
 class EdgesRequest(msgspec.Struct, array_like=True, frozen=True):
     """Delete these halves of edges in ``group``, as ``transaction`` did at ``commit``."""
@@ -175,7 +172,7 @@ class EdgeDeletion:
         page: list[tuple[bytes, bytes]] = []
         end = keys.after(prefix)
         while True:
-            begin = after + _ALL_VERSIONS if after else prefix
+            begin = after + keys.ALL_VERSIONS if after else prefix
             found = mvcc.scan_newest(self._engine, begin, end, dead=True)
             looked = 0
             for user_key, _, far in islice(found, LOOK_ENTRIES):

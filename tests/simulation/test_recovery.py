@@ -10,6 +10,7 @@ import pytest
 from cluster_core.storage import keys
 from cluster_core.txn.recovery import Recovery
 from cluster_core.txn.settlement import Settlement
+from tests.held import hold_back
 from tests.simulation.schedules import FIVE_PARTITIONS, at_home, at_three_leaders, of, read, write
 from tests.simulation.world import SimNode, World, simulate
 
@@ -20,15 +21,7 @@ BUSY_S = 4.0
 
 def settle_when_told(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """What follows a decision waits, wherever that is, as where there is a lot to do."""
-    told = asyncio.Event()
-    finish = Settlement._finish
-
-    async def patiently(self: Settlement, *args: Any) -> None:
-        await told.wait()
-        await finish(self, *args)
-
-    monkeypatch.setattr(Settlement, "_finish", patiently)
-    return told
+    return hold_back(monkeypatch, Settlement, "_finish")
 
 
 def count_recoveries(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:

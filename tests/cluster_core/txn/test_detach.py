@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -33,6 +33,7 @@ from cluster_core.txn.settlement import Settlement
 from cluster_core.types import Digest, group_of, partition_of
 from cluster_core.wire.messages import CONFIGURATION
 from tests.cluster_core.single_node import count, execute, single_node
+from tests.held import hold_back
 
 PARTITIONS = 8
 EDGES = 2_000
@@ -112,14 +113,7 @@ async def test_while_edges_go_only_who_looks_for_edges_waits(
     cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, others = await hub_with(cluster, EDGES)
-    go_on = asyncio.Event()
-    delete = EdgeDeletion._delete_listed
-
-    async def wait(self: EdgeDeletion, *args: Any) -> None:
-        await go_on.wait()
-        await delete(self, *args)
-
-    monkeypatch.setattr(EdgeDeletion, "_delete_listed", wait)
+    go_on = hold_back(monkeypatch, EdgeDeletion, "_delete_listed")
     await cluster.execute_operation(DeleteNode(hub, detach=True), timeout_ms=200)
     async with asyncio.timeout(5):
         assert await count(cluster, "nodes") == 50
@@ -139,14 +133,7 @@ async def test_while_edges_go_only_who_looks_for_edges_waits(
 async def nodes_once_deleted(cluster: KotobaCluster, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many are counted when the deletion of a hub is answered: certain, and not carried out."""
     hub, _ = await hub_with(cluster, EDGES)
-    go_on = asyncio.Event()
-    finish = Settlement._finish
-
-    async def wait(self: Settlement, *args: Any) -> None:
-        await go_on.wait()
-        await finish(self, *args)
-
-    monkeypatch.setattr(Settlement, "_finish", wait)
+    go_on = hold_back(monkeypatch, Settlement, "_finish")
     await cluster.execute_operation(DeleteNode(hub, detach=True), timeout_ms=200)
     counting = asyncio.ensure_future(count(cluster, "nodes"))
     await asyncio.wait([counting], timeout=0.2)
